@@ -1,0 +1,212 @@
+"""From training rows to batches: which rows meet, which documents are drawn, and what every cell of the matrix means.
+
+A batch is a matrix of queries against the distinct documents of all its rows. The id-aware rules, from the training
+split's judgements only:
+
+* a document judged relevant for a query is never its negative: it is a label where the loss accepts several
+  positives, else `where` is False;
+* a document occurs as one column, however many rows bring it; so does a text that two ids share;
+* a document judged 0 is an ordinary negative.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.corpus import Corpus
+from retrieval.errors import InputError
+from retrieval.rows import TrainingRow
+from retrieval.trec import Qrels
+
+# A document of a row: its id in the collection, or ("text", its text) where the row brought the text itself.
+Key = str | tuple[str, str]
+# query → document → grade, over the training split's qrels and the rows' own positives
+Judgements = dict[str, dict[Key, float]]
+
+# Streams of random numbers that must not touch each other.
+_ORDER, _DRAW = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One in-batch matrix.
+
+    Attributes:
+        query_ids, queries: (queries,) ids and texts.
+        documents: (columns,) distinct texts.
+        row_query: (rows,) int64, the query that each row of the matrix scores. One row per query, or one per
+            (query, positive) for a loss that wants exactly one positive in a row.
+        labels: (rows, columns) float32.
+        where: (rows, columns) bool, True = a real, comparable entry.
+        causes: how many cells or columns each id-aware rule touched.
+    """
+
+    query_ids: list[str]
+    queries: list[str]
+    documents: list[str]
+    row_query: NDArray[np.int64]
+    labels: NDArray[np.float32]
+    where: NDArray[np.bool_]
+    causes: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRule:
+    """What a loss accepts as labels.
+
+    Attributes:
+        several: whether one row may have several positives.
+        positive_from: the grade from which a document counts as positive and may be drawn as one.
+        scale: labels are grades divided by this (the highest grade for a loss over probabilities, else 1).
+    """
+
+    several: bool
+    positive_from: float = 1.0
+    scale: float = 1.0
+
+
+def collect_judgements(rows: Iterable[TrainingRow], qrels: Qrels) -> Judgements:
+    """Join the training qrels with what the rows themselves call relevant; a grade from the qrels wins."""
+    found: Judgements = {}
+    for row in rows:
+        known = found.setdefault(query_key(row), {})
+        for key, grade in zip(positive_keys(row), positive_grades(row), strict=True):
+            known[key] = max(grade, known.get(key, 0.0))
+    for query_id, judged in qrels.items():
+        if query_id in found:
+            found[query_id].update({doc_id: float(grade) for doc_id, grade in judged.items()})
+    return found
+
+
+def query_key(row: TrainingRow) -> str:
+    """Return what joins the rows of one query: its id, or its text where it has no id."""
+    return row.query_id or row.query
+
+
+def positive_keys(row: TrainingRow) -> list[Key]:
+    """Return the row's positives, ids before texts."""
+    return [*row.positive_ids, *(("text", text) for text in row.positives)]
+
+
+def negative_keys(row: TrainingRow) -> list[Key]:
+    """Return the row's negatives, ids before texts."""
+    return [*row.negative_ids, *(("text", text) for text in row.negatives)]
+
+
+def positive_grades(row: TrainingRow) -> list[float]:
+    """Return the grade of each positive; 1 where the row gives none."""
+    count = len(row.positive_ids) + len(row.positives)
+    return [float(grade) for grade in row.positive_labels] if row.positive_labels else [1.0] * count
+
+
+class Batcher:
+    """Draws batches from rows; every draw depends on (seed, epoch, row) alone, so any batch can be made again."""
+
+    def __init__(
+        self,
+        rows: Sequence[TrainingRow],
+        corpus: Corpus,
+        judgements: Judgements,
+        rule: LabelRule,
+        *,
+        batch_size: int,
+        num_positives: int = 1,
+        num_negatives: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.corpus, self.judgements, self.rule = corpus, judgements, rule
+        self.batch_size, self.seed = batch_size, seed
+        self.num_positives, self.num_negatives = num_positives, num_negatives
+        self.rows = [row for row in rows if any(g >= rule.positive_from for g in positive_grades(row))]
+        self.dropped = len(rows) - len(self.rows)
+        if not self.rows:
+            raise InputError(f"none of the {len(rows)} training rows has a positive of grade >= {rule.positive_from:g}")
+
+    def epoch(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Return the row numbers of each batch of an epoch: a random order, cut into batches, the last one short."""
+        order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.rows))
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+
+    def make(self, numbers: Iterable[int], epoch: int) -> Batch:
+        """Make the batch of these rows: draw their documents, merge columns, fill labels and `where`."""
+        rows = [self.rows[number] for number in numbers]
+        drawn = [self._draw(row, int(number), epoch) for row, number in zip(rows, numbers, strict=True)]
+        causes: Counter[str] = Counter()
+        columns, documents = self._columns(drawn, causes)
+        grades = np.zeros((len(rows), len(documents)), dtype=np.float32)
+        for i, row in enumerate(rows):
+            for key, grade in self.judgements.get(query_key(row), {}).items():
+                if (column := columns.get(key)) is not None:
+                    grades[i, column] = max(grade, grades[i, column])
+        own = [[columns[key] for key in positives] for positives, _ in drawn]
+        row_query, labels, where = (self._several if self.rule.several else self._single)(grades, own, causes)
+        return Batch(
+            query_ids=[row.query_id or "" for row in rows],
+            queries=[row.query for row in rows],
+            documents=documents,
+            row_query=row_query,
+            labels=labels,
+            where=where,
+            causes=causes,
+        )
+
+    def _draw(self, row: TrainingRow, number: int, epoch: int) -> tuple[list[Key], list[Key]]:
+        """Draw positives and negatives of one row, without replacement."""
+        random = np.random.default_rng([self.seed, _DRAW, epoch, number])
+        grades = positive_grades(row)
+        positives = [k for k, g in zip(positive_keys(row), grades, strict=True) if g >= self.rule.positive_from]
+        negatives = negative_keys(row)
+        return _some(positives, self.num_positives, random), _some(negatives, self.num_negatives, random)
+
+    def _columns(
+        self, drawn: Sequence[tuple[list[Key], list[Key]]], causes: Counter[str]
+    ) -> tuple[dict[Key, int], list[str]]:
+        """Give every distinct document one column: positives of all rows first, then negatives."""
+        keys = [key for positives, _ in drawn for key in positives] + [key for _, negs in drawn for key in negs]
+        distinct = list(dict.fromkeys(keys))
+        causes["duplicate_document"] += len(keys) - len(distinct)
+        texts = iter(self.corpus.texts([self.corpus.row(key) for key in distinct if isinstance(key, str)]))
+        columns: dict[Key, int] = {}
+        column_of_text: dict[str, int] = {}
+        for key in distinct:
+            text = next(texts) if isinstance(key, str) else key[1]
+            columns[key] = column_of_text.setdefault(text, len(column_of_text))
+        causes["duplicate_text"] += len(distinct) - len(column_of_text)
+        return columns, list(column_of_text)
+
+    def _several(
+        self, grades: NDArray[np.float32], own: list[list[int]], causes: Counter[str]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
+        """One row per query; every judged document that is in the batch is labelled with its grade."""
+        causes["relevant_labelled"] += int((grades >= self.rule.positive_from).sum()) - sum(len(set(o)) for o in own)
+        return np.arange(len(own)), grades / np.float32(self.rule.scale), np.ones(grades.shape, dtype=bool)
+
+    def _single(
+        self, grades: NDArray[np.float32], own: list[list[int]], causes: Counter[str]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
+        """One row per (query, drawn positive); the query's other relevant documents are masked."""
+        pairs = [(i, column) for i, mine in enumerate(own) for column in dict.fromkeys(mine)]
+        row_query = np.array([i for i, _ in pairs], dtype=np.int64)
+        positive = np.array([column for _, column in pairs], dtype=np.int64)
+        labels = np.zeros((len(pairs), grades.shape[1]), dtype=np.float32)
+        labels[np.arange(len(pairs)), positive] = 1.0
+        where = (grades[row_query] < self.rule.positive_from) | (labels > 0)
+        causes["relevant_masked"] += int((~where).sum())
+        return row_query, labels, where
+
+
+def _some(keys: list[Key], count: int, random: np.random.Generator) -> list[Key]:
+    """Draw `count` of `keys` without replacement, in the order drawn; all of them where there are no more."""
+    return [keys[i] for i in random.permutation(len(keys))[:count]]
+
+
+def micro_batches(batcher: Batcher, epoch: int, accumulation: int) -> Iterator[list[NDArray[np.int64]]]:
+    """Yield the batches of each optimizer step of an epoch; the last step may have fewer."""
+    batches = batcher.epoch(epoch)
+    for start in range(0, len(batches), accumulation):
+        yield batches[start : start + accumulation]
