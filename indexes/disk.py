@@ -70,17 +70,19 @@ def temporary_sibling(target: Path, *, folder: bool) -> Iterator[tuple[Path, int
 def _create_sibling(target: Path, *, folder: bool) -> tuple[Path, int]:
     while True:
         path = target.with_name(f".{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-        if folder:
-            system.mkdir(path)
+        descriptor = -1
         try:
-            descriptor = system.open(
-                path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666
-            )
+            if folder:
+                system.mkdir(path)
+            flags = os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL
+            descriptor = system.open(path, flags, 0o666)
+            if _try_lock(descriptor) is not False and _is_at(descriptor, path):
+                return path, descriptor
         except BaseException:
             remove(path)
+            if descriptor >= 0:
+                system.close(descriptor)
             raise
-        if _try_lock(descriptor) is not False and _is_at(descriptor, path):
-            return path, descriptor
         system.close(descriptor)  # between its creation and our lock someone took it for a left-over
 
 
@@ -140,9 +142,7 @@ def _take_lock(folder: Path) -> int:
         try:
             if _try_lock(descriptor) is False:
                 holder = system.read(descriptor, 200).decode("utf-8", "replace").strip()
-                raise StorageError(
-                    f"{folder}: in use by {holder or 'another process'}; wait until it has ended"
-                )
+                raise StorageError(f"{folder}: in use by {holder or 'another process'}; wait until it has ended")
             if _is_at(descriptor, path):
                 with suppress(OSError):  # the name is for the error of others; on a full disk it stays empty
                     system.truncate(descriptor, 0)

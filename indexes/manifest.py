@@ -81,9 +81,7 @@ def check_files(folder: Path, expected: Any, verify: Verify) -> None:
     _check_entries(folder / MANIFEST, expected)
     found = disk.walk(folder)
     if extra := sorted(found.keys() - expected.keys() - {MANIFEST}):
-        raise StorageError(
-            f"{folder / extra[0]}: is not in the manifest; remove it or build the folder again"
-        )
+        raise StorageError(f"{folder / extra[0]}: is not in the manifest; remove it or build the folder again")
     for name, entry in expected.items():
         path = folder / name
         if name not in found:

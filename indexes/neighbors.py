@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -10,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
+Names = Sequence[str] | Callable[[int], str]
+
+LARGEST_COMPONENT = 1e15  # squares of larger ones overflow fp32 sums, on which faiss ends the process
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +97,51 @@ def check_k(k: int) -> None:
     """Raise ValueError unless k is a whole number >= 1."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k must be a whole number >= 1, got {k!r}")
+
+
+def check_vectors(
+    vectors: Vectors,
+    dim: int,
+    names: Names | None = None,
+    *,
+    what: str = "vector",
+    allow_zero: bool = True,
+) -> Vectors:
+    """Return `vectors` in C order if an index may see them.
+
+    An index accepts NaN silently and never returns that vector again; one component of 1e30 takes part in
+    nearly half of all results, or ends the process in training.
+
+    Args:
+        vectors: (n, dim) float32, finite, every |component| < 1e15.
+        dim: what the index was made for.
+        names: what to call row i in errors, such as its document id; a sequence or a function of i.
+        what: "vector" or "query", for errors.
+        allow_zero: False refuses vectors of zeros, which an encoder gives only by mistake.
+
+    Raises:
+        ValueError: naming the first bad row, its bad component and its value; or both dimensions or dtypes.
+    """
+    if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
+        got = vectors.dtype if isinstance(vectors, np.ndarray) else type(vectors).__name__
+        raise ValueError(f"{what}s must be a float32 array, got {got}; convert with np.asarray(x, np.float32)")
+    if vectors.ndim != 2:
+        raise ValueError(f"{what}s must have shape (n, {dim}), got {vectors.shape}; one {what} is x[None]")
+    if vectors.shape[1] != dim:
+        raise ValueError(f"{what}s have {vectors.shape[1]} dimensions, the index {dim}; are they of another model?")
+    # max and min carry NaN along and need no copy of the matrix.
+    if len(vectors) and not (vectors.max() < LARGEST_COMPONENT and vectors.min() > -LARGEST_COMPONENT):
+        row, column = np.argwhere(~(np.abs(vectors) < LARGEST_COMPONENT))[0]
+        raise ValueError(
+            f"{_called(what, int(row), names)}: component {column} is {vectors[row, column]}; "
+            f"wanted finite numbers below {LARGEST_COMPONENT:g}"
+        )
+    if not allow_zero and len(zero := np.flatnonzero(~vectors.any(axis=1))):
+        raise ValueError(f"{_called(what, int(zero[0]), names)}: all {dim} components are 0; is its text empty?")
+    return np.ascontiguousarray(vectors)
+
+
+def _called(what: str, row: int, names: Names | None) -> str:
+    if names is None:
+        return f"{what} {row}"
+    return f"{what} {row} ({names(row) if callable(names) else names[row]})"

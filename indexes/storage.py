@@ -137,9 +137,7 @@ def write_text(path: str | Path, text: str, *, overwrite: bool = True) -> None:
 
 def write_json(path: str | Path, value: Any, *, overwrite: bool = True) -> None:
     """Publish `value` as indented UTF-8 JSON through `writing`; NaN and infinity are refused (ValueError)."""
-    write_text(
-        path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n", overwrite=overwrite
-    )
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n", overwrite=overwrite)
 
 
 def write_lines(path: str | Path, lines: Iterable[str], *, overwrite: bool = True) -> None:
@@ -214,7 +212,7 @@ def publish_plain(folder: str | Path) -> Iterator[Path]:
 def remove_folder(folder: str | Path) -> None:
     """Delete a folder, renamed to a hidden sibling first: a kill half-way leaves nothing under its name."""
     target = Path(folder)
-    with disk.temporary_sibling(target, folder=True) as (temporary, _):
+    with disk.naming(target), disk.temporary_sibling(target, folder=True) as (temporary, _):
         disk.system.replace(target, temporary)  # a folder may replace an empty one
         fsync_directory(target.parent)
 
@@ -234,9 +232,7 @@ def open_folder(folder: str | Path, *, kind: str, verify: Verify = "full") -> Ar
     return read_folder(folder, lambda artifact: artifact, kind=kind, verify=verify)
 
 
-def read_folder(
-    folder: str | Path, read: Callable[[Artifact], T], *, kind: str, verify: Verify = "full"
-) -> T:
+def read_folder(folder: str | Path, read: Callable[[Artifact], T], *, kind: str, verify: Verify = "full") -> T:
     """Return `read(open_folder(…))`, begun again if it failed because a new version was published meanwhile.
 
     Publishing removes older versions, so a reader can lose its files between looking at CURRENT and opening
@@ -287,9 +283,7 @@ def _refuse_folder(target: Path, *, overwrite: bool) -> None:
         if not overwrite:
             raise StorageError(f"{target}: exists already; choose another place or ask for --overwrite")
         return
-    strange = [
-        name for name in disk.system.listdir(target) if name[0] != "." and not _VERSION.fullmatch(name)
-    ]
+    strange = [name for name in disk.system.listdir(target) if name[0] != "." and not _VERSION.fullmatch(name)]
     if strange:
         raise StorageError(f"{target}: holds other things ({min(strange)}); choose an empty or a new folder")
 
