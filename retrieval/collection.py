@@ -117,9 +117,7 @@ class Collection:
             if not split or split.startswith(".") or ending not in ("", ".gz"):
                 continue
             if split in paths:
-                raise InputError(
-                    f"{paths[split].name} and {path.name} both exist; remove one", path=path.parent
-                )
+                raise InputError(f"{paths[split].name} and {path.name} both exist; remove one", path=path.parent)
             paths[split] = path
         return paths
 
@@ -136,12 +134,17 @@ class Collection:
         raise InputError(f"has no {name} (or .gz){hint}; {_WANTED}", path=self.path, kind="missing file")
 
 
-def read_queries(path: str | Path, report: Callable[[InputError], None] = fail) -> dict[str, str]:
+def read_queries(
+    path: str | Path,
+    report: Callable[[InputError], None] = fail,
+    visit: Callable[[int, str, str], None] | None = None,
+) -> dict[str, str]:
     """Read query id → text from BEIR's JSONL (`_id`, `text`) or, from a .tsv or .txt, id TAB text.
 
     Args:
         path: the file, perhaps with .gz behind it. Empty texts are kept.
         report: called with each defect; a defective line is left out when it returns.
+        visit: called with (line number, query id, text) of every query that can be read.
 
     Raises:
         InputError: the first defect with file and line (of a duplicate id both lines), unless `report`
@@ -168,6 +171,8 @@ def read_queries(path: str | Path, report: Callable[[InputError], None] = fail) 
             report(error)
         else:
             queries[query_id], lines[query_id] = text, number
+            if visit:
+                visit(number, query_id, text)
     return queries
 
 
@@ -182,7 +187,5 @@ def unknown_query(query_id: str, qrels: Path, queries: Path, more: int = 0) -> I
 def _id_tab_text(line: str, path: Path, number: int) -> tuple[str, str]:
     query_id, tab, text = line.rstrip("\r\n").partition("\t")
     if not tab or not query_id.strip():
-        raise InputError(
-            "wanted a query id, a tab, and the query", path=path, line=number, kind="wrong columns"
-        )
+        raise InputError("wanted a query id, a tab, and the query", path=path, line=number, kind="wrong columns")
     return query_id.strip(), text.strip()

@@ -45,7 +45,7 @@ class Dialect:
     """How to read one tool's rows.
 
     summary: the keys that a row has, for messages.
-    keys: every key with a meaning; one that is nearly the same is taken for a typing error, others are ignored.
+    keys: every key that is read; one that is nearly the same is taken for a typing error, others are ignored.
     parse: turns a JSON value into a record, or raises an InputError without a place.
     """
 
@@ -117,6 +117,8 @@ def _parse_sentence_transformers(value: Any) -> Record:
             raise InputError("wanted an array of strings [anchor, positive, negative, …]", kind="wrong type")
         return {"query": value[0], "positives": [value[1]], "negatives": value[2:]}
     query, document = _first(value, _QUERY), _first(value, _DOCUMENT)
+    if not isinstance(query, str):
+        raise InputError(f"the query is {shown(query)}; wanted a string", kind="wrong type")
     negatives = _negatives(value)
     labels = _first(value, _LABEL)
     if isinstance(document, list):
@@ -229,7 +231,7 @@ _TEVATRON_KEYS = (
 )
 _FLAGEMBEDDING_KEYS = (
     *("query", "query_id", "pos", "neg", "pos_scores", "neg_scores"),
-    *("pos_id", "neg_id", "prompt", "type"),
+    *("pos_id", "neg_id"),
 )
 
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from indexes.storage import publish_plain, write_lines
+from indexes.storage import StorageError, publish_plain, write_lines
 from retrieval.cache import cache_folder
 from retrieval.errors import InputError, did_you_mean, require
 from retrieval.progress import progress
@@ -19,49 +19,48 @@ _SPLITS = ("train", "dev", "valid", "validation", "val", "test", "eval")
 
 
 def irds_folder(dataset_id: str) -> Path:
-    """Return the cached BEIR folder of an ir_datasets id, fetching and writing it on first use.
+    """Return the cached BEIR folder of an ir_datasets id; `fetch` writes it on first use."""
+    folder = cache_folder() / "irds" / dataset_id.replace("/", "--")
+    if not folder.is_dir():
+        log.info("irds:%s is written to %s, once", dataset_id, folder)
+        fetch(dataset_id, folder)
+    return folder
+
+
+def fetch(dataset_id: str, folder: Path) -> list[str]:
+    """Write a dataset of ir_datasets as a BEIR folder, which must not exist; return what such a folder cannot hold.
 
     An id with judgements gives one split, named by the last part of the id that names one ("train" in
-    beir/scifact/train), else "test". One without gives a
-    split for each id below it over the same documents.
+    beir/scifact/train), else "test". One without gives a split for each id below it over the same documents.
 
     Raises:
         InputError: ir_datasets is not installed, does not know the id, or cannot fetch it.
     """
-    folder = cache_folder() / "irds" / dataset_id.replace("/", "--")
-    if folder.is_dir():
-        return folder
     ir_datasets: Any = require("ir_datasets", "irds")
     try:
         dataset = ir_datasets.load(dataset_id)
     except KeyError:
         hint = did_you_mean(dataset_id, ir_datasets.registry)
-        hint = hint if hint.startswith("; did") else "; the ids are listed at ir-datasets.com"
+        hint = hint if hint.startswith("; did") else "; `ir_datasets list` names all"
         raise InputError(f"ir_datasets knows no {dataset_id!r}{hint}") from None
     if not dataset.has_docs():
         raise InputError(f"irds:{dataset_id} has no documents, so it is no collection")
-    log.info("irds:%s is written to %s, once", dataset_id, folder)
+    parts = _parts(ir_datasets, dataset_id, dataset)
     try:
-        write_beir(dataset, _parts(ir_datasets, dataset_id, dataset), folder)
-    except (InputError, KeyboardInterrupt):
+        _write_beir(dataset, parts, folder)
+    except (InputError, StorageError):
         raise
-    except Exception as error:  # ir_datasets raises RuntimeError, requests' errors and others as they come
+    except Exception as error:  # RuntimeError, errors of requests and others come as they are
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(
-            f"irds:{dataset_id} cannot be fetched ({reason}); it needs the network, or its files where "
-            "ir_datasets keeps them ($IR_DATASETS_HOME)"
-        ) from error
-    return folder
+        message = f"irds:{dataset_id} cannot be fetched ({reason}); it needs the network or a filled $IR_DATASETS_HOME"
+        raise InputError(message) from error
+    others = [name for name in dataset.docs_cls()._fields if name not in ("doc_id", "title", "text")]
+    lost = [f"the fields of documents that their default_text() leaves out, of {', '.join(others)}"] if others else []
+    return lost + (["the iteration column of the judgements"] if parts else [])
 
 
-def write_beir(dataset: Any, parts: dict[str, Any], folder: Path) -> None:
-    """Write an ir_datasets dataset as a BEIR folder, in one step.
-
-    Args:
-        dataset: gives the documents.
-        parts: split → dataset that gives its queries and judgements.
-        folder: must not exist.
-    """
+def _write_beir(dataset: Any, parts: dict[str, Any], folder: Path) -> None:
+    """Write documents of `dataset`, and queries and judgements of `parts` (by split), in one step."""
     with publish_plain(folder) as temporary:
         write_lines(temporary / "corpus.jsonl", map(_dumped, _documents(dataset)))
         queries: dict[str, str] = {}

@@ -93,22 +93,22 @@ def read_rows(
         raise InputError(f"on_error must be 'fail' or 'skip', got {on_error!r}")
     skipped: list[InputError] = []
     report = report or (skipped.append if on_error == "skip" else fail)
-    dialects: list[str] = []
     rows: list[TrainingRow] = []
+    dialect = ""
     check = _Check(collection)
-    for number, record in _records(path, dialects, report):
+    for number, found, record in _records(path, report):
+        dialect = found
         try:
             rows.append(check.row(record))
         except InputError as error:
             report(_placed(error, path, number))
-    for error in skipped[:_LISTED]:
-        log.warning("skipped %s", error)
+    for defect in skipped[:_LISTED]:
+        log.warning("skipped %s", defect)
     if skipped:
         log.warning("%s: skipped %d rows, kept %d", path, len(skipped), len(rows))
     if not rows:
-        report_last = fail if not skipped or on_error == "skip" else report
-        report_last(InputError("holds no training row that can be used", path=path, kind="empty"))
-    return rows, dialects[0] if dialects else ""
+        raise InputError("holds no training row that can be used", path=path, kind="empty")
+    return rows, dialect
 
 
 def rows_from_qrels(collection: Collection, split: str = "train", *, positive_from: int = 1) -> list[TrainingRow]:
@@ -155,17 +155,18 @@ def rows_from_qrels(collection: Collection, split: str = "train", *, positive_fr
     return rows
 
 
-def _records(path: Path, dialects: list[str], report: Callable[[InputError], None]) -> Iterator[tuple[int, Record]]:
-    """Yield (line number, record); the dialect of the first row is appended to `dialects` as soon as known."""
+def _records(path: Path, report: Callable[[InputError], None]) -> Iterator[tuple[int, str, Record]]:
+    """Yield (line number, dialect, record) of each row; the dialect of the first holds for all."""
+    expected = ""
     pairs: list[tuple[int, Record]] = []
     lines = progress(numbered_lines(path, report), unit="rows", label=f"reading {path.name}")
     for number, text in lines:
         try:
             value = parse_json(text, path, number)
             dialect = recognise(value)
-            dialects.append(dialect) if not dialects else None
-            if dialect != dialects[0]:
-                message = f"is a row of {dialect}, but the file began with rows of {dialects[0]}; split the file"
+            expected = expected or dialect
+            if dialect != expected:
+                message = f"is a row of {dialect}, but the file began with {expected}; split the file"
                 raise InputError(message, kind="mixed dialects")
             check_keys(value, DIALECTS[dialect])
             record = DIALECTS[dialect].parse(value)
@@ -175,8 +176,9 @@ def _records(path: Path, dialects: list[str], report: Callable[[InputError], Non
         if dialect == "sentence-transformers" and is_labelled_pair(value):
             pairs.append((number, record))
         else:
-            yield number, record
-    yield from merge_pairs(pairs)
+            yield number, dialect, record
+    for number, record in merge_pairs(pairs):
+        yield number, expected, record
 
 
 class _Check:
@@ -193,12 +195,10 @@ class _Check:
             values.update(self._side(record, side))
         if not values["positive_ids"] and not values["positives"]:
             raise InputError("has no relevant document; give positive_ids or positives", kind="no positive")
-        for kind in ("ids", "s"):
-            positives = values["positive_ids" if kind == "ids" else "positives"]
-            negatives = values["negative_ids" if kind == "ids" else "negatives"]
-            if both := set(positives) & set(negatives):
-                what = shown(min(both))
-                raise InputError(f"{what} is positive and negative; keep one", kind="positive is negative")
+        for positives, negatives in (("positive_ids", "negative_ids"), ("positives", "negatives")):
+            if both := set(values[positives]) & set(values[negatives]):
+                message = f"{shown(min(both))} is in {positives} and in {negatives}; keep one"
+                raise InputError(message, kind="positive is negative")
         return TrainingRow(query_id=query_id, query=query, **values)
 
     def _query(self, record: Record) -> tuple[str, str]:
