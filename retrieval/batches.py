@@ -25,6 +25,8 @@ from retrieval.trec import Qrels
 
 # A document of a row: its id in the collection, or ("text", its text) where the row brought the text itself.
 Key = str | tuple[str, str]
+# A document and its text; None where the corpus has it.
+Document = tuple[Key, str | None]
 # query → document → grade, over the training split's qrels and the rows' own positives
 Judgements = dict[str, dict[Key, float]]
 
@@ -44,6 +46,7 @@ class Batch:
         labels: (rows, columns) float32.
         where: (rows, columns) bool, True = a real, comparable entry.
         causes: how many cells or columns each id-aware rule touched.
+
     """
 
     query_ids: list[str]
@@ -63,6 +66,7 @@ class LabelRule:
         several: whether one row may have several positives.
         positive_from: the grade from which a document counts as positive and may be drawn as one.
         scale: labels are grades divided by this (the highest grade for a loss over probabilities, else 1).
+
     """
 
     several: bool
@@ -71,37 +75,40 @@ class LabelRule:
 
 
 def collect_judgements(rows: Iterable[TrainingRow], qrels: Qrels) -> Judgements:
-    """Join the training qrels with what the rows themselves call relevant; a grade from the qrels wins."""
+    """Join the training qrels with what the rows themselves call relevant; the higher grade wins."""
     found: Judgements = {}
     for row in rows:
-        known = found.setdefault(query_key(row), {})
-        for key, grade in zip(positive_keys(row), positive_grades(row), strict=True):
+        known = found.setdefault(row.query_id, {})
+        for (key, _), grade in zip(positive_documents(row), positive_grades(row), strict=True):
             known[key] = max(grade, known.get(key, 0.0))
     for query_id, judged in qrels.items():
         if query_id in found:
-            found[query_id].update({doc_id: float(grade) for doc_id, grade in judged.items()})
+            known = found[query_id]
+            for doc_id, grade in judged.items():
+                known[doc_id] = max(float(grade), known.get(doc_id, 0.0))
     return found
 
 
-def query_key(row: TrainingRow) -> str:
-    """Return what joins the rows of one query: its id, or its text where it has no id."""
-    return row.query_id or row.query
+def positive_documents(row: TrainingRow) -> list[Document]:
+    """Return the row's positives."""
+    return _documents(row.positive_ids, row.positives)
 
 
-def positive_keys(row: TrainingRow) -> list[Key]:
-    """Return the row's positives, ids before texts."""
-    return [*row.positive_ids, *(("text", text) for text in row.positives)]
+def negative_documents(row: TrainingRow) -> list[Document]:
+    """Return the row's negatives."""
+    return _documents(row.negative_ids, row.negatives)
 
 
-def negative_keys(row: TrainingRow) -> list[Key]:
-    """Return the row's negatives, ids before texts."""
-    return [*row.negative_ids, *(("text", text) for text in row.negatives)]
+def _documents(ids: Sequence[str], texts: Sequence[str]) -> list[Document]:
+    if not ids:
+        return [(("text", text), text) for text in texts]
+    known: Sequence[str | None] = texts or [None] * len(ids)
+    return list(zip(ids, known, strict=True))
 
 
-def positive_grades(row: TrainingRow) -> list[float]:
+def positive_grades(row: TrainingRow) -> Sequence[float]:
     """Return the grade of each positive; 1 where the row gives none."""
-    count = len(row.positive_ids) + len(row.positives)
-    return [float(grade) for grade in row.positive_labels] if row.positive_labels else [1.0] * count
+    return row.positive_labels or [1.0] * max(len(row.positive_ids), len(row.positives))
 
 
 class Batcher:
@@ -140,13 +147,13 @@ class Batcher:
         columns, documents = self._columns(drawn, causes)
         grades = np.zeros((len(rows), len(documents)), dtype=np.float32)
         for i, row in enumerate(rows):
-            for key, grade in self.judgements.get(query_key(row), {}).items():
+            for key, grade in self.judgements.get(row.query_id, {}).items():
                 if (column := columns.get(key)) is not None:
                     grades[i, column] = max(grade, grades[i, column])
-        own = [[columns[key] for key in positives] for positives, _ in drawn]
+        own = [[columns[key] for key, _ in positives] for positives, _ in drawn]
         row_query, labels, where = (self._several if self.rule.several else self._single)(grades, own, causes)
         return Batch(
-            query_ids=[row.query_id or "" for row in rows],
+            query_ids=[row.query_id for row in rows],
             queries=[row.query for row in rows],
             documents=documents,
             row_query=row_query,
@@ -155,26 +162,30 @@ class Batcher:
             causes=causes,
         )
 
-    def _draw(self, row: TrainingRow, number: int, epoch: int) -> tuple[list[Key], list[Key]]:
+    def _draw(self, row: TrainingRow, number: int, epoch: int) -> tuple[list[Document], list[Document]]:
         """Draw positives and negatives of one row, without replacement."""
         random = np.random.default_rng([self.seed, _DRAW, epoch, number])
-        grades = positive_grades(row)
-        positives = [k for k, g in zip(positive_keys(row), grades, strict=True) if g >= self.rule.positive_from]
-        negatives = negative_keys(row)
-        return _some(positives, self.num_positives, random), _some(negatives, self.num_negatives, random)
+        graded = zip(positive_documents(row), positive_grades(row), strict=True)
+        positives = [document for document, grade in graded if grade >= self.rule.positive_from]
+        return (
+            _some(positives, self.num_positives, random),
+            _some(negative_documents(row), self.num_negatives, random),
+        )
 
     def _columns(
-        self, drawn: Sequence[tuple[list[Key], list[Key]]], causes: Counter[str]
+        self, drawn: Sequence[tuple[list[Document], list[Document]]], causes: Counter[str]
     ) -> tuple[dict[Key, int], list[str]]:
         """Give every distinct document one column: positives of all rows first, then negatives."""
-        keys = [key for positives, _ in drawn for key in positives] + [key for _, negs in drawn for key in negs]
-        distinct = list(dict.fromkeys(keys))
-        causes["duplicate_document"] += len(keys) - len(distinct)
-        texts = iter(self.corpus.texts([self.corpus.row(key) for key in distinct if isinstance(key, str)]))
+        found = [d for positives, _ in drawn for d in positives] + [d for _, negs in drawn for d in negs]
+        distinct = dict(reversed(found))  # the first text of a key wins
+        distinct = {key: distinct[key] for key in dict.fromkeys(key for key, _ in found)}
+        causes["duplicate_document"] += len(found) - len(distinct)
+        stored = [key for key, text in distinct.items() if text is None and isinstance(key, str)]
+        texts = iter(self.corpus.texts([self.corpus.row(doc_id) for doc_id in stored]))
         columns: dict[Key, int] = {}
         column_of_text: dict[str, int] = {}
-        for key in distinct:
-            text = next(texts) if isinstance(key, str) else key[1]
+        for key, text in distinct.items():
+            text = next(texts) if text is None else text
             columns[key] = column_of_text.setdefault(text, len(column_of_text))
         causes["duplicate_text"] += len(distinct) - len(column_of_text)
         return columns, list(column_of_text)
@@ -200,9 +211,9 @@ class Batcher:
         return row_query, labels, where
 
 
-def _some(keys: list[Key], count: int, random: np.random.Generator) -> list[Key]:
-    """Draw `count` of `keys` without replacement, in the order drawn; all of them where there are no more."""
-    return [keys[i] for i in random.permutation(len(keys))[:count]]
+def _some(documents: list[Document], count: int, random: np.random.Generator) -> list[Document]:
+    """Draw `count` documents without replacement, in the order drawn; all of them where there are no more."""
+    return [documents[i] for i in random.permutation(len(documents))[:count]]
 
 
 def micro_batches(batcher: Batcher, epoch: int, accumulation: int) -> Iterator[list[NDArray[np.int64]]]:

@@ -49,6 +49,7 @@ class Encoder:
         query, document: prompt and length of each side.
         precision: "fp32" or "bf16", that of the transformer's arithmetic.
         source: what the model was loaded from, as the user named it.
+
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Encoder:
 
         Raises:
             InputError: when the model cannot be found or loaded, or a length exceeds its positions.
+
         """
         where = resolve_device(device)
         loaded = load_model(resolve_model(model), where, pooling)

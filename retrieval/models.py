@@ -35,6 +35,7 @@ def resolve_model(model: str) -> str:
 
     Raises:
         InputError: when the folder is not a model, or the package or its sub-path is missing.
+
     """
     if model.startswith("package:"):
         return str(_inside_package(model))
@@ -46,7 +47,11 @@ def resolve_model(model: str) -> str:
             if (candidate / "modules.json").is_file() or (candidate / "config.json").is_file():
                 return str(candidate)
         unfinished = (folder / "checkpoints").is_dir()
-        fix = "the run did not finish; go on with --resume" if unfinished else "wanted a sentence-transformers or HF folder"
+        fix = (
+            "the run did not finish; go on with --resume"
+            if unfinished
+            else "wanted a sentence-transformers or HF folder"
+        )
         raise InputError(f"holds no model (no modules.json or config.json, here or in model/): {fix}", path=model)
     if folder.exists():
         raise InputError("is a file; --model takes a folder, a hub id, or package:MODULE/SUBPATH", path=model)
@@ -63,7 +68,7 @@ def _inside_package(model: str) -> Path:
         raise InputError(f"--model {model}: the package {module!r} is not installed; run: pip install {pip}")
     root = Path(next(iter(spec.submodule_search_locations))).resolve()
     found = (root / inside).resolve()
-    if not found.is_relative_to(root) or not (found.is_dir() or found.suffix == ".safetensors" and found.is_file()):
+    if not found.is_relative_to(root) or not (found.is_dir() or (found.suffix == ".safetensors" and found.is_file())):
         below = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("_")))
         raise InputError(f"--model {model}: the package has no model {inside!r}; it has: {below or 'none'}")
     return found
@@ -80,6 +85,7 @@ def load_model(source: str, device: torch.device, pooling: str | None = None) ->
 
     Raises:
         InputError: when the model is missing, incomplete, pickled, or brings code of its own.
+
     """
     require("sentence_transformers", "train")
     folder = Path(source)
@@ -92,7 +98,9 @@ def load_model(source: str, device: torch.device, pooling: str | None = None) ->
         raise
     except (OSError, KeyError, ValueError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        kind = "the folder cannot be loaded" if folder.is_dir() else "not on this machine, and the hub gave no such model"
+        kind = (
+            "the folder cannot be loaded" if folder.is_dir() else "not on this machine, and the hub gave no such model"
+        )
         raise InputError(f"--model {source}: {kind} ({reason})") from error
 
 
@@ -137,14 +145,16 @@ def _static(weights: Path, device: torch.device) -> SentenceTransformer:
         if tokenizer.get_vocab_size() == len(tables[0]):
             embedding = StaticEmbedding(tokenizer, embedding_weights=tables[0].float())
             return SentenceTransformer(modules=[embedding], device=str(device))
-    raise InputError(f"no tokenizer with its {len(tables[0])} words lies beside it or in a sibling folder", path=weights)
+    raise InputError(
+        f"no tokenizer with its {len(tables[0])} words lies beside it or in a sibling folder", path=weights
+    )
 
 
 def quiet_loading() -> None:
     """Silence transformers' own bar over the weights: it is not progress that a user waits for."""
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _with_pooling(source: str, pooling: str, device: torch.device) -> SentenceTransformer:

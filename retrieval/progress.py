@@ -18,9 +18,7 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
-def progress(
-    items: Iterable[T] | None = None, *, total: int | None = None, unit: str, label: str
-) -> tqdm[T] | Any:
+def progress(items: Iterable[T] | None = None, *, total: int | None = None, unit: str, label: str) -> tqdm[T] | Any:
     """Wrap `items` in a bar, or return a bar to `.update(n)`; `unit` is what is counted, such as "docs"."""
     hidden = _quiet or not sys.stderr.isatty()
     return tqdm(

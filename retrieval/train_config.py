@@ -81,6 +81,7 @@ class TrainConfig:
 
         Raises:
             InputError: at an unknown key (naming the nearest), a missing one, or a value of the wrong type.
+
         """
         types = {f.name: str(f.type) for f in fields(cls)}
         given: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from indexes import topk
 from retrieval.bm25 import BM25Searcher
 from retrieval.corpus import Corpus
 from retrieval.encoder import BLOCK, Encoder
-from retrieval.evaluate import evaluate
+from retrieval.evaluation import evaluate
 from retrieval.trec import Qrels, Run
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class DevSet:
         queries: query_id → text.
         qrels: their judgements, documents outside the pool included.
         rows: corpus rows of the pool, ascending.
+
     """
 
     queries: dict[str, str]
@@ -43,9 +44,7 @@ class DevSet:
         return _ndcg(encoder, corpus, self.rows, self.queries, self.qrels)
 
 
-def make_dev_set(
-    queries: Mapping[str, str], qrels: Qrels, corpus: Corpus, *, pool_size: int, seed: int
-) -> DevSet:
+def make_dev_set(queries: Mapping[str, str], qrels: Qrels, corpus: Corpus, *, pool_size: int, seed: int) -> DevSet:
     """Fill a pool with judged and BM25's top 50 documents, dev query after dev query in hash order.
 
     Queries are taken until the next one would exceed `pool_size` documents (the first is always taken); what is left
@@ -65,8 +64,8 @@ def make_dev_set(
         rows, chosen[query_id] = wanted, queries[query_id]
     others = np.setdiff1d(np.arange(len(corpus)), np.fromiter(rows, dtype=np.int64, count=len(rows)))
     room = min(max(0, pool_size - len(rows)), len(others))
-    filling = np.random.default_rng([seed, 2]).choice(others, size=room, replace=False) if room else []
-    pool = np.sort(np.array([*rows, *filling], dtype=np.int64))
+    filling = np.random.default_rng([seed, 2]).choice(others, size=room, replace=False)
+    pool = np.sort(np.concatenate([np.fromiter(rows, dtype=np.int64, count=len(rows)), filling]))
     logger.info("validation: %d of %d dev queries over %d documents", len(chosen), len(queries), len(pool))
     return DevSet(chosen, {q: qrels[q] for q in chosen}, pool)
 
@@ -76,9 +75,7 @@ def full_score(encoder: Encoder, corpus: Corpus, queries: Mapping[str, str], qre
     return _ndcg(encoder, corpus, np.arange(len(corpus)), queries, qrels)
 
 
-def _ndcg(
-    encoder: Encoder, corpus: Corpus, rows: NDArray[np.int64], queries: Mapping[str, str], qrels: Qrels
-) -> float:
+def _ndcg(encoder: Encoder, corpus: Corpus, rows: NDArray[np.int64], queries: Mapping[str, str], qrels: Qrels) -> float:
     vectors = encoder.encode_query(list(queries.values()))
     best = np.empty((len(vectors), 0), dtype=np.float32)
     best_rows = np.empty((len(vectors), 0), dtype=np.int64)

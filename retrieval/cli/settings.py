@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def apply_settings(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
             action.required = False
         else:
             raise InputError(f"unknown setting {key!r}{did_you_mean(dest, actions)}")
-    args, unknown = parser.parse_known_args(list(arguments))
+    args, unknown = parser.parse_known_intermixed_args(list(arguments))  # flags may stand between positionals
     if unknown:
         flags = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
         kind = "flag" if unknown[0].startswith("-") else "argument"
@@ -76,10 +77,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     except yaml.YAMLError:
         parsed = value
     if isinstance(parsed, str):  # YAML 1.1 reads 2e-5 as a word
-        try:
+        with contextlib.suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     return key.strip(), parsed
 
 

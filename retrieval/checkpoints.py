@@ -1,0 +1,148 @@
+"""Checkpoints: everything that the next step depends on, in safetensors and JSON, hashed, never pickled."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from indexes.storage import publish_plain, remove_folder, sha256_file
+from retrieval.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands: what a checkpoint remembers beside tensors.
+
+    Attributes:
+        step: optimizer steps done.
+        best_step, best_score: the best validation so far (nDCG@10 over the pool); step 0 is the start model.
+        stale: validations since then.
+        metrics: every line of metrics.jsonl so far.
+        causes: cells and columns that each id-aware rule has touched.
+
+    """
+
+    step: int = 0
+    best_step: int = -1
+    best_score: float = -1.0
+    stale: int = 0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    causes: dict[str, int] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    folder: Path,
+    progress: Progress,
+    model: torch.nn.Module,
+    loss: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Publish one checkpoint as `folder`; it is whole or not there."""
+    import torch
+    from safetensors.torch import save_file
+
+    random = {"cpu": torch.get_rng_state()}
+    for i in range(torch.cuda.device_count()):
+        random[f"cuda{i}"] = torch.cuda.get_rng_state(i)
+    moments = {
+        f"{index}.{name}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+    with publish_plain(folder) as temporary:
+        save_file(_own(model.state_dict()), temporary / "model.safetensors")
+        save_file(_own(loss.state_dict()), temporary / "loss.safetensors")
+        save_file(_own(moments), temporary / "optimizer.safetensors")
+        save_file(_own(random), temporary / "random.safetensors")
+        hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+        state = {"format": FORMAT, "sha256": hashes, "progress": asdict(progress)}
+        with (temporary / "state.json").open("w", encoding="utf-8") as file:
+            json.dump(state, file)
+
+
+def load_checkpoint(
+    folder: Path, model: torch.nn.Module, loss: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Progress:
+    """Put a checkpoint back into model, loss, optimizer and random number generators, and return where it stood.
+
+    Raises:
+        InputError: when a file is missing or altered, or the checkpoint has a newer format.
+
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    state = _checked_state(folder)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    loss.load_state_dict(load_file(folder / "loss.safetensors"))
+    moments: dict[int, dict[str, Any]] = {}
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        index, _, name = key.partition(".")
+        moments.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    random = load_file(folder / "random.safetensors")
+    torch.set_rng_state(random["cpu"])
+    for i in range(torch.cuda.device_count()):
+        if f"cuda{i}" in random:
+            torch.cuda.set_rng_state(random[f"cuda{i}"], i)
+    return Progress(**state["progress"])
+
+
+def load_weights(folder: Path, model: torch.nn.Module) -> None:
+    """Put a checkpoint's weights into `model`."""
+    from safetensors.torch import load_file
+
+    _checked_state(folder)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+
+
+def _checked_state(folder: Path) -> dict[str, Any]:
+    """Return state.json after every file has been compared with its hash."""
+    fix = "delete this checkpoint and --resume goes on from the one before"
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"the checkpoint cannot be read ({error}); {fix}", path=folder) from None
+    if state.get("format") != FORMAT:
+        raise InputError(f"checkpoint format {state.get('format')}; this version reads {FORMAT}", path=folder)
+    for name, expected in state["sha256"].items():
+        found = sha256_file(folder / name) if (folder / name).is_file() else "no file"
+        if found != expected:
+            raise InputError(f"{name} is damaged: sha256 {found[:12]}…, wanted {expected[:12]}…; {fix}", path=folder)
+    return state
+
+
+def checkpoint_folder(out: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
+    return out / "checkpoints" / f"step-{step}"
+
+
+def checkpoint_steps(out: Path) -> list[int]:
+    """Return the steps of which there are checkpoints, ascending."""
+    found = [_STEP.fullmatch(path.name) for path in (out / "checkpoints").glob("step-*")]
+    return sorted(int(match[1]) for match in found if match)
+
+
+def remove_old_checkpoints(out: Path, *, keep: Iterable[int], limit: int) -> None:
+    """Remove all but the newest `limit` checkpoints and those of the steps in `keep`."""
+    steps = checkpoint_steps(out)
+    for step in set(steps[:-limit]) - set(keep):
+        remove_folder(checkpoint_folder(out, step))
+
+
+def _own(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Give every tensor memory of its own: safetensors refuses shared and strided ones."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

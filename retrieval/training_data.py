@@ -1,0 +1,134 @@
+"""What a run is trained and validated on: rows, judgements of the training split alone, dev queries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrieval.batches import Judgements, LabelRule, collect_judgements
+from retrieval.collection import Collection
+from retrieval.errors import InputError, did_you_mean
+from retrieval.rows import TrainingRow, read_rows, rows_from_qrels
+from retrieval.splits import carve_dev
+from retrieval.train_config import TrainConfig
+from retrieval.trec import Qrels
+
+if TYPE_CHECKING:
+    from rankers.losses.table import LossEntry
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Everything that a run reads.
+
+    Attributes:
+        collection: the collection.
+        rows: training rows; none of a dev query.
+        judgements: of the training split and the rows; test judgements are never read.
+        dev_queries, dev_qrels: the dev split, or what was carved from the training queries; empty without validation.
+        max_grade: the highest grade of a training judgement, which maps grades to probabilities.
+
+    """
+
+    collection: Collection
+    rows: list[TrainingRow]
+    judgements: Judgements
+    dev_queries: dict[str, str]
+    dev_qrels: Qrels
+    max_grade: float
+
+    def label_rule(self, entry: LossEntry, settings: Mapping[str, Any]) -> LabelRule:
+        """Return how grades become the labels that a loss accepts."""
+        return LabelRule(
+            several=entry.several_positives,
+            positive_from=float(settings.get("positive_from", 1.0)),
+            scale=self.max_grade if entry.labels == "probability" else 1.0,
+        )
+
+    def fingerprint(self) -> str:
+        """Return one hash of corpus, rows, judgements and dev queries."""
+        digest = hashlib.sha256(self.collection.corpus.sha256.encode())
+        for row in self.rows:
+            digest.update(repr(row).encode("utf-8", "surrogatepass"))
+        digest.update(repr(sorted((q, sorted(map(repr, d.items()))) for q, d in self.judgements.items())).encode())
+        digest.update(json.dumps([self.dev_queries, self.dev_qrels], sort_keys=True).encode())
+        return digest.hexdigest()
+
+
+def load_training_data(config: TrainConfig) -> TrainingData:
+    """Read collection, rows and dev split as the settings say.
+
+    A collection without the dev split gets one carved from its training queries (a fifth, by the hash of the query
+    id, texts that are near-equal together); with eval_strategy=no every training query is trained on.
+
+    Raises:
+        InputError: when a split is missing, or a row is bad (with file and line).
+
+    """
+    collection = Collection.load(config.data)
+    qrels = _split(collection, config.train_split, needed=not config.rows)
+    rows = _rows(config, collection)
+    dev_qrels: Qrels = {}
+    if config.eval_strategy != "no":
+        if config.dev_split in collection.splits:
+            dev_qrels = collection.qrels(config.dev_split)
+        elif qrels:
+            qrels, dev_qrels = carve_dev(qrels, collection.queries(config.train_split))
+            logger.info(
+                "no split %r: %d of the %d training queries were carved for it",
+                config.dev_split,
+                len(dev_qrels),
+                len(qrels) + len(dev_qrels),
+            )
+        else:
+            logger.warning("no split %r and no training qrels to carve it from: nothing is validated", config.dev_split)
+    queries = collection.queries() if dev_qrels else {}
+    dev_queries = {q: queries[q] for q in dev_qrels if q in queries}
+    kept = _without_dev(rows, dev_queries)
+    if not kept:
+        raise InputError(f"no training rows in {', '.join(config.rows) or config.data}")
+    grades = [grade for judged in collect_judgements(kept, qrels).values() for grade in judged.values()]
+    return TrainingData(
+        collection=collection,
+        rows=kept,
+        judgements=collect_judgements(kept, qrels),
+        dev_queries=dev_queries,
+        dev_qrels={q: dev_qrels[q] for q in dev_queries},
+        max_grade=max([1.0, *grades]),
+    )
+
+
+def _split(collection: Collection, split: str, *, needed: bool) -> Qrels:
+    if split in collection.splits:
+        return collection.qrels(split)
+    if needed:
+        hint = did_you_mean(split, collection.splits) if collection.splits else "; it has no qrels at all"
+        raise InputError(f"the collection {collection.name} has no split {split!r}{hint} (or give --rows)")
+    return {}
+
+
+def _rows(config: TrainConfig, collection: Collection) -> list[TrainingRow]:
+    if not config.rows:
+        return rows_from_qrels(collection, split=config.train_split)
+    rows: list[TrainingRow] = []
+    for path in config.rows:
+        found, dialect = read_rows(Path(path), collection)
+        logger.info("%s: %d rows (%s)", path, len(found), dialect)
+        rows += found
+    return rows
+
+
+def _without_dev(rows: list[TrainingRow], dev_queries: Mapping[str, str]) -> list[TrainingRow]:
+    """Leave out rows of dev queries, known by id or by text."""
+    texts = set(dev_queries.values())
+    kept = [row for row in rows if row.query_id not in dev_queries and row.query not in texts]
+    if len(kept) < len(rows):
+        logger.info("%d training rows of dev queries are left out", len(rows) - len(kept))
+    return kept
