@@ -109,7 +109,7 @@ def parse_json(text: str, path: Path, line: int) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        column = getattr(error, "colno", 1)
+        column = min(getattr(error, "pos", 0), len(text.rstrip())) + 1
         reason = getattr(error, "msg", str(error))
         message = f"column {column} is not JSON: {reason}"
         raise InputError(message, path=path, line=line, kind="not JSON") from None
