@@ -1,0 +1,145 @@
+"""What every loss asks of its input, asked once: shapes, label kinds, temperature, reduction.
+
+Values are looked at only where `where` is True; the check of the labels is one pass and one `any()`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Reduction = Literal["mean", "sum"]
+Number = float | Tensor  # a tensor has shape () and may require a gradient: a learned setting
+
+
+def check_matrix(scores: Tensor, labels: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return (scores in float32 or float64, where as bool) or say which shape or dtype is wrong.
+
+    Half precision is lifted to float32 because every loss takes logarithms: bfloat16 holds 3 digits.
+    """
+    if scores.ndim != 2 or not scores.is_floating_point():
+        raise ValueError(f"scores must be float (queries, docs), got {scores.dtype} {tuple(scores.shape)}")
+    where = check_mask("where", where, labels)
+    if scores.shape != labels.shape:
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must have the same (queries, "
+            "docs) shape; did you forget rankers.lists.pad_lists()?"
+        )
+    return (scores if scores.dtype == torch.float64 else scores.to(torch.float32)), where
+
+
+def check_mask(name: str, where: Tensor | None, labels: Tensor) -> Tensor:
+    """Return the mask, all True for None; False wins over any label."""
+    if where is None:
+        return torch.ones_like(labels, dtype=torch.bool)
+    if where.shape != labels.shape or where.dtype != torch.bool:
+        raise ValueError(f"{name} must be bool {tuple(labels.shape)}, got {where.dtype} {tuple(where.shape)}")
+    return where
+
+
+def positives(labels: Tensor, where: Tensor, positive_from: float) -> Tensor:
+    """Return where a valid label is >= positive_from; labels are 0/1 or grades.
+
+    Raises:
+        ValueError: at a valid label that is negative, not finite, or a fraction while `positive_from` is
+            whole: 0.7 is then a probability or a teacher's score and would silently count as irrelevant.
+
+    """
+    if not (check_number("positive_from", positive_from) > 0):
+        raise ValueError(f"positive_from must be > 0, got {positive_from}: with 0 every document is relevant")
+    good = labels >= 0
+    if labels.is_floating_point():
+        good &= labels < math.inf
+        if float(positive_from).is_integer():
+            good &= labels == labels.round()
+    _refuse(
+        labels,
+        where & ~good,
+        f"binary labels are 0/1 or grades, relevant from positive_from={positive_from} on; for probabilities "
+        "give positive_from (0.5, say) or take a loss whose labels are probabilities",
+    )
+    return where & (labels >= positive_from)
+
+
+def probabilities(labels: Tensor, where: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return labels in [0, 1] as `dtype`, 0 where masked; ValueError at any other valid value."""
+    _refuse(
+        labels,
+        where & ~((labels >= 0) & (labels <= 1)),
+        "labels must be probabilities in [0, 1]; divide grades by the highest grade",
+    )
+    return labels.to(dtype).masked_fill(~where, 0)
+
+
+def grades(labels: Tensor, where: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return grades >= 0 as `dtype`, 0 where masked; ValueError at any other valid value."""
+    _refuse(
+        labels,
+        where & ~((labels >= 0) & (labels < math.inf)),
+        "labels must be finite grades >= 0; mark padding in where, not in the labels",
+    )
+    return labels.to(dtype).masked_fill(~where, 0)
+
+
+def scale_of(temperature: Number | None, scale: Number | None, default: Number) -> Number:
+    """Return the factor on the scores: `scale`, or 1 / `temperature`, or `default` when both are None."""
+    if temperature is not None and scale is not None:
+        raise ValueError(f"got temperature={temperature} and scale={scale}; they are 1/x of each other, give one")
+    if temperature is not None:
+        return 1 / check_number("temperature", temperature, positive=True)
+    return check_number("scale", default if scale is None else scale, positive=True)
+
+
+def check_number(name: str, value: Number, *, positive: bool = False) -> Number:
+    """Return a finite number or a () tensor unchanged, and refuse anything else."""
+    if isinstance(value, Tensor):
+        if value.ndim or not value.is_floating_point():
+            raise ValueError(f"{name} must be a number or a () tensor, got {value.dtype} {tuple(value.shape)}")
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    elif positive and not value > 0:
+        raise ValueError(f"{name} must be > 0, got {value!r}")
+    return value
+
+
+def check_switch(name: str, value: object) -> None:
+    """Refuse anything but True and False: the word "false" is true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
+def check_choice(name: str, value: object, *choices: str) -> None:
+    """Refuse a value that is none of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def reduced(total: Tensor, count: Tensor, reduction: str) -> Tensor:
+    """Return total ("sum") or total / count ("mean"), 0 with a zero gradient when the count is 0."""
+    check_choice("reduction", reduction, "mean", "sum")
+    return total if reduction == "sum" else total / count.clamp_min(1)
+
+
+def fill_masked(logits: Tensor, where: Tensor) -> Tensor:
+    """Take masked entries out of a softmax or maximum, with exactly no gradient.
+
+    The lowest finite number and not -inf: exp() of it is 0 all the same, and a row without any valid entry
+    stays finite until it is dropped.
+    """
+    return logits.masked_fill(~where, torch.finfo(logits.dtype).min)
+
+
+def softplus(values: Tensor) -> Tensor:
+    """Return log(1 + exp(values)) to full precision; torch's own turns linear at 20, an error of 2e-9."""
+    return -F.logsigmoid(-values)
+
+
+def _refuse(labels: Tensor, bad: Tensor, wanted: str) -> None:
+    if not bool(bad.any()):
+        return
+    row, column = bad.nonzero()[0].tolist()
+    raise ValueError(f"labels[{row}, {column}] is {labels[row, column].item():g}: {wanted}")

@@ -1,0 +1,115 @@
+"""The MW loss: every relevant pair of the batch against every irrelevant one, across queries."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rankers.losses.inputs import (
+    Number,
+    check_choice,
+    check_mask,
+    check_matrix,
+    positives,
+    scale_of,
+    softplus,
+)
+
+TEMPERATURE = 0.05  # cosines: infonce's, so that the two compare; the paper runs both at 0.01
+_PAIRS_AT_ONCE = 1 << 18  # 1 MiB of float32: fastest of 2^16 to 2^22 on a CPU, and it bounds the memory
+
+
+def mw(
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    where: Tensor | None = None,
+    temperature: Number | None = None,
+    scale: Number | None = None,
+    positive_from: float = 1.0,
+    reduction: Literal["mean", "paper_sum", "sum"] = "mean",
+) -> Tensor:
+    """Logistic loss of all (relevant, irrelevant) pairs of scores in the batch (Mann-Whitney, 1 - AUC).
+
+        loss = mean over p in P, n in N of log(1 + exp((s_n - s_p) / temperature))
+
+    P are the valid relevant entries of the *whole* matrix and N its other valid entries, whichever query they
+    belong to (rows without a relevant document give their entries to N), so scores become comparable across
+    queries and a threshold works. loss / log 2 bounds the area over the ROC curve. Only one constant added to
+    all scores leaves it unchanged, not one per query. One row: the mean pairwise logistic loss (BPR,
+    RankNet).
+
+    It needs the whole matrix: rows cannot be given in turn. Time is |P| × |N|, with one relevant document per
+    query B²(B - 1). Memory stays that of a few matrices of the scores' size, never that of the pairs: the gradient
+    needs only the sums of the pairs' sigmoids over P and over N. It cannot be differentiated again.
+
+    Args:
+        scores: (queries, docs) float, larger is better; the default is meant for cosines.
+        labels: (queries, docs) binary: 0/1 or grades, `>= positive_from` is relevant; any number per row.
+        where: (queries, docs) bool, False at padding and at masked false negatives. None: all valid.
+        temperature: divides the differences; > 0; default 0.05 (the paper: 0.01).
+        scale: multiplies the differences, 1 / temperature; give one of the two.
+        positive_from: smallest relevant grade, > 0.
+        reduction: "mean" over the pairs; "paper_sum", the source's eq. 3, divides by |P| only (|N| times
+            larger); "sum" is the numerator of both.
+
+    Returns:
+        () float loss in nats; 0, with zero gradient, when there is no pair.
+
+    Raises:
+        ValueError: at wrong shapes, dtypes, labels or settings.
+
+    Source: arXiv:2510.00137 eq. 3; mean instead of its sum, and the temperature of its lemma.
+
+    """
+    scores, where = check_matrix(scores, labels, where)
+    check_choice("reduction", reduction, "mean", "paper_sum", "sum")
+    logits = scores * scale_of(temperature, scale, 1 / TEMPERATURE)
+    positive = positives(labels, where, positive_from)
+    relevant, irrelevant = logits[positive], logits[where & ~positive]
+    total: Tensor = _PairLoss.apply(relevant, irrelevant)  # type: ignore[no-untyped-call]
+    if reduction == "sum":
+        return total
+    return total / max(len(relevant) * (len(irrelevant) if reduction == "mean" else 1), 1)
+
+
+def mw_count(
+    labels: Tensor,
+    where: Tensor | None = None,
+    *,
+    positive_from: float = 1.0,
+    reduction: Literal["mean", "paper_sum"] = "mean",
+    **_: object,
+) -> Tensor:
+    """Return the () number that `mw` divides by: pairs for "mean", relevant entries for "paper_sum"."""
+    where = check_mask("where", where, labels)
+    relevant = positives(labels, where, positive_from).sum()
+    return relevant * (where.sum() - relevant) if reduction == "mean" else relevant
+
+
+class _PairLoss(torch.autograd.Function):
+    """sum over (p, n) of softplus(n - p), by blocks of positives; keeps sums of sigmoids, no pair."""
+
+    @staticmethod
+    def forward(ctx: Any, relevant: Tensor, irrelevant: Tensor) -> Tensor:
+        total = relevant.new_zeros(())
+        pulls, pushes = torch.zeros_like(relevant), torch.zeros_like(irrelevant)
+        block = max(1, _PAIRS_AT_ONCE // max(len(irrelevant), 1))
+        for start in range(0, len(relevant), block):
+            margin = irrelevant - relevant[start : start + block, None]
+            total += softplus(margin).sum()
+            if any(ctx.needs_input_grad):
+                slope = margin.sigmoid_()
+                pulls[start : start + block] = slope.sum(1)
+                pushes += slope.sum(0)
+        ctx.save_for_backward(pulls, pushes)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        pulls, pushes = ctx.saved_tensors
+        return -gradient * pulls, gradient * pushes

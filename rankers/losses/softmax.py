@@ -1,0 +1,202 @@
+"""Losses of a softmax over a query's documents: InfoNCE, decoupled softmax, cross-entropy with grades.
+
+All are unchanged when a constant is added to a query's scores, so each row of the gradient sums to 0.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rankers.losses.inputs import (
+    Number,
+    Reduction,
+    check_choice,
+    check_mask,
+    check_matrix,
+    check_switch,
+    fill_masked,
+    grades,
+    positives,
+    reduced,
+    scale_of,
+    softplus,
+)
+
+TEMPERATURE = 0.05  # cosines: SimCSE, PromCSE and DEXML train at it; published range 0.01-0.1
+
+
+def infonce(
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    where: Tensor | None = None,
+    where_columns: Tensor | None = None,
+    temperature: Number | None = None,
+    scale: Number | None = None,
+    symmetric: bool = False,
+    positive_from: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Cross-entropy of a query's relevant documents against all its columns (InfoNCE, in-batch softmax).
+
+        s = scores / temperature;   row(i) = -mean over p in P_i of log softmax(s_i)_p
+        loss = mean of row(i) over the rows with a relevant document
+
+    P_i are the relevant columns. With one per row, the case of the paper, this is the usual cross-entropy.
+    With several, each is scored against all columns, the other relevant ones included, so the infimum is
+    log |P_i| and easy positives are pushed down; `decoupled_softmax` takes them out of the denominator.
+
+    symmetric=True also asks each document for its query, loss = (mean over rows + mean over columns) / 2. A
+    column's positives are the rows that call it relevant; a column that no row calls relevant (a mined
+    negative) enters the rows' softmax only. This couples the rows: it needs the whole matrix at once.
+
+    Args:
+        scores: (queries, docs) float, larger is better. The defaults are meant for cosines; a cross-encoder's
+            or a feature scorer's unbounded scores take temperature=1.
+        labels: (queries, docs) binary: 0/1 or grades, `>= positive_from` is relevant.
+        where: (queries, docs) bool, False at padding and at masked false negatives; False wins over any
+            label. None means that every entry is valid.
+        where_columns: (queries, docs) bool, the mask of the columns' direction when it differs from `where`
+            (a document that occurs twice, a query that two documents answer). None means `where`.
+        temperature: divides the scores; > 0, unitless; default 0.05. A () tensor may be learned.
+        scale: multiplies the scores, 1 / temperature; give one of the two.
+        symmetric: add the columns' direction.
+        positive_from: smallest relevant grade, > 0.
+        reduction: "sum" is the numerator: loss × number of rows with a relevant document.
+
+    Returns:
+        () float loss in nats; 0, with zero gradient, when no row has a relevant document.
+
+    Raises:
+        ValueError: at wrong shapes, dtypes, labels or settings.
+
+    Source: van den Oord et al. 2018 (arXiv:1807.03748) eq. 4; symmetric: Radford et al. 2021
+    (arXiv:2103.00020).
+
+    """
+    scores, where = check_matrix(scores, labels, where)
+    check_switch("symmetric", symmetric)
+    logits = scores * scale_of(temperature, scale, 1 / TEMPERATURE)
+    total, count = _one_direction(logits, positives(labels, where, positive_from), where)
+    if not symmetric:
+        if where_columns is not None:
+            raise ValueError("where_columns is the mask of the columns' direction; it needs symmetric=True")
+        return reduced(total, count, reduction)
+    columns = where if where_columns is None else check_mask("where_columns", where_columns, labels)
+    column_positives = positives(labels, columns, positive_from)
+    column_total, column_count = _one_direction(logits.T, column_positives.T, columns.T)
+    both = (reduced(total, count, "mean") + reduced(column_total, column_count, "mean")) / 2
+    return reduced(both * count, count, reduction)
+
+
+def _one_direction(logits: Tensor, positive: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of the rows' losses and the number of rows that have a positive."""
+    found = positive.sum(-1, keepdim=True)
+    per_row = _cross_entropy(logits, positive.to(logits.dtype) / found.clamp_min(1), where)
+    return per_row.sum(), (found > 0).sum()
+
+
+def _cross_entropy(logits: Tensor, weights: Tensor, where: Tensor) -> Tensor:
+    """Return (queries,) -sum_j w_ij log softmax(logits_i)_j over valid j; a row without weight gives 0."""
+    log_p = F.log_softmax(fill_masked(logits, where), dim=-1).masked_fill(~where, 0)
+    return -(weights * log_p).sum(-1)
+
+
+def decoupled_softmax(
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    where: Tensor | None = None,
+    temperature: Number | None = None,
+    scale: Number | None = None,
+    positive_from: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Cross-entropy of each relevant document against the irrelevant ones alone (DEXML's decoupled softmax).
+
+        s = scores / temperature;   row(i) = mean over p in P_i of log(1 + exp(LSE_{n in N_i} s_in - s_ip))
+        loss = mean of row(i) over the rows with a relevant document
+
+    P_i are the relevant and N_i the other valid columns. One relevant column: InfoNCE. Never more than
+    `infonce`; relevant documents never push each other down. A row without an irrelevant document gives 0. It
+    is not "decoupled contrastive learning", which leaves the positive itself out of its denominator.
+
+    Args:
+        scores: (queries, docs) float, larger is better; the default is meant for cosines.
+        labels: (queries, docs) binary: 0/1 or grades, `>= positive_from` is relevant.
+        where: (queries, docs) bool, False at padding and at masked false negatives. None: all valid.
+        temperature: divides the scores; > 0; default 0.05, the source's for normalised embeddings.
+        scale: multiplies the scores, 1 / temperature; give one of the two.
+        positive_from: smallest relevant grade, > 0.
+        reduction: "sum" is the numerator: loss × number of rows with a relevant document.
+
+    Returns:
+        () float loss in nats; 0, with zero gradient, when no row has a relevant document.
+
+    Raises:
+        ValueError: at wrong shapes, dtypes, labels or settings.
+
+    Source: Gupta et al. 2024, "Dual-Encoders for Extreme Multi-Label Classification" (arXiv:2310.10636).
+
+    """
+    scores, where = check_matrix(scores, labels, where)
+    logits = scores * scale_of(temperature, scale, 1 / TEMPERATURE)
+    positive = positives(labels, where, positive_from)
+    if not scores.shape[1]:  # the logsumexp of no columns is -inf
+        return logits.sum()
+    against = torch.logsumexp(fill_masked(logits, where & ~positive), dim=-1, keepdim=True)
+    per_pair = softplus(against - logits.masked_fill(~positive, 0)).masked_fill(~positive, 0)
+    found = positive.sum(-1)
+    return reduced((per_pair.sum(-1) / found.clamp_min(1)).sum(), (found > 0).sum(), reduction)
+
+
+def softmax_ce(
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    where: Tensor | None = None,
+    temperature: Number | None = None,
+    scale: Number | None = None,
+    list_weight: Literal["equal", "sum"] = "equal",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Softmax cross-entropy with graded labels (ListSM, the softmax loss of learning to rank).
+
+        p_i = y_i / sum(y_i);   row(i) = -sum_j p_ij log softmax(scores_i / temperature)_j
+        loss = mean of w_i row(i) over the rows with a grade > 0,   w_i = 1 ("equal") or sum_j y_ij ("sum")
+
+    One grade > 0 per row: InfoNCE. It is not ListNet, whose target is softmax(y). Grades enter linearly; pass
+    2**y - 1 for exponential gains. list_weight="sum" is TensorFlow Ranking's: a query with more or better
+    documents counts more; the divisor stays the number of rows.
+
+    Args:
+        scores: (queries, docs) float, larger is better. The default is meant for cosines; unbounded scores of
+            a cross-encoder or a feature scorer take temperature=1.
+        labels: (queries, docs) finite grades >= 0; rows without a grade > 0 are left out.
+        where: (queries, docs) bool, False at padding and at masked false negatives. None: all valid.
+        temperature: divides the scores; > 0; default 0.05, as `infonce`, which this is for one-hot labels.
+        scale: multiplies the scores, 1 / temperature; give one of the two.
+        list_weight: "equal" or "sum".
+        reduction: "sum" is the numerator: loss × number of rows with a grade > 0.
+
+    Returns:
+        () float loss in nats; 0, with zero gradient, when no row has a grade > 0.
+
+    Raises:
+        ValueError: at wrong shapes, dtypes, labels or settings.
+
+    Source: Bruch et al. 2019, "An Analysis of the Softmax Cross Entropy Loss for Learning-to-Rank with Binary
+    Relevance"; Pasumarthi et al. 2019, TF-Ranking (arXiv:1812.00073) for the list weight.
+
+    """
+    scores, where = check_matrix(scores, labels, where)
+    check_choice("list_weight", list_weight, "equal", "sum")
+    logits = scores * scale_of(temperature, scale, 1 / TEMPERATURE)
+    gains = grades(labels, where, logits.dtype)
+    mass = gains.sum(-1, keepdim=True)
+    weights = gains if list_weight == "sum" else gains / mass.masked_fill(mass == 0, 1)
+    return reduced(_cross_entropy(logits, weights, where).sum(), (mass > 0).sum(), reduction)

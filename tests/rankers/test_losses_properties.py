@@ -1,0 +1,279 @@
+"""One suite, every loss: what must hold whatever the formula."""
+
+import random
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankers.losses import LOSSES, build
+
+VARIANTS = [
+    ("infonce", {"symmetric": True}),
+    ("infonce", {"scale": 3.0, "positive_from": 2}),
+    ("bixse", {"bias": -1.5, "temperature": 0.3}),
+    ("bixse", {"keep_empty_rows": True}),
+    ("mw", {"reduction": "paper_sum"}),
+    ("sl_at_k", {"k": 1, "weight_temperature": 1.0}),
+    ("sl_at_k", {"k": 10**6, "detach_weight": True}),
+    ("softmax_ce", {"list_weight": "sum"}),
+]
+CASES = [(name, {}) for name in LOSSES] + VARIANTS
+IDS = ["-".join([name, *map(str, settings)]) for name, settings in CASES]
+every_loss = pytest.mark.parametrize(("name", "settings"), CASES, ids=IDS)
+
+LEVELS = {"binary": 1, "probability": 4, "grade": 3}
+
+
+def labels_of(name, levels):
+    """Turn 0..4 into labels of the kind that the loss takes."""
+    kind = LOSSES[name].labels
+    return levels / 4 if kind == "probability" else levels.clamp(max=LEVELS[kind] + 1)
+
+
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 6))
+matrices = shapes.flatmap(
+    lambda shape: st.tuples(
+        hnp.arrays(np.float64, shape, elements=st.floats(-2, 2, width=32)),
+        hnp.arrays(np.float64, shape, elements=st.sampled_from([0.0, 0.0, 1.0, 2.0, 4.0])),
+        hnp.arrays(np.bool_, shape, elements=st.sampled_from([True, True, True, False])),
+    )
+)
+
+
+def tensors(name, matrix):
+    scores, levels, where = map(torch.from_numpy, matrix)
+    return scores, labels_of(name, levels), where
+
+
+def value_and_gradient(loss, scores, labels, where=None):
+    leaf = scores.clone().requires_grad_()
+    value = loss(leaf, labels, where)
+    value.backward()
+    return value.detach(), leaf.grad
+
+
+def assert_same(got, wanted, **tolerance):
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+def example(name, rows=5, columns=7, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(rows, columns, generator=generator, dtype=torch.float64) * 2 - 1
+    levels = torch.randint(0, 5, (rows, columns), generator=generator).double()
+    where = torch.rand(rows, columns, generator=generator) < 0.8
+    return scores.to(dtype), labels_of(name, levels).to(dtype), where
+
+
+@every_loss
+@given(
+    matrices,
+    st.sampled_from([0.0, -7.0, 1e4, float("inf"), float("nan")]),
+    st.sampled_from([9.0, -1.0, float("nan")]),
+)
+def test_padding_changes_neither_loss_nor_gradient(name, settings, matrix, junk_score, junk_label):
+    loss = build(name, **settings)
+    scores, labels, where = tensors(name, matrix)
+    value, gradient = value_and_gradient(loss, scores, labels, where)
+
+    def padded(tensor, fill):
+        return torch.nn.functional.pad(tensor, (0, 2, 0, 1), value=fill)
+
+    long_value, long_gradient = value_and_gradient(
+        loss, padded(scores, junk_score), padded(labels, junk_label), padded(where, False)
+    )
+    assert_same((long_value, long_gradient), (value, padded(gradient, 0.0)))
+
+
+@every_loss
+@given(matrices)
+def test_masked_entries_count_for_nothing_and_get_exactly_no_gradient(name, settings, matrix):
+    loss = build(name, **settings)
+    scores, labels, where = tensors(name, matrix)
+    value, gradient = value_and_gradient(loss, scores, labels, where)
+    assert (gradient[~where] == 0).all()
+    other = scores.masked_fill(~where, 1e4), labels.masked_fill(~where, -1), where
+    assert_same(value_and_gradient(loss, *other), (value, gradient))
+
+
+@every_loss
+@given(matrices, st.randoms())
+def test_the_order_of_queries_and_documents_never_matters(name, settings, matrix, shuffler):
+    loss = build(name, **settings)
+    scores, labels, where = tensors(name, matrix)
+    rows, columns = list(range(scores.shape[0])), list(range(scores.shape[1]))
+    shuffler.shuffle(rows)
+    shuffler.shuffle(columns)
+    value, gradient = value_and_gradient(loss, scores, labels, where)
+    moved = [tensor[rows][:, columns] for tensor in (scores, labels, where)]
+    assert_same(value_and_gradient(loss, *moved), (value, gradient[rows][:, columns]))
+
+
+@every_loss
+@given(matrices, st.floats(-3, 3))
+def test_a_constant_added_to_scores(name, settings, matrix, shift):
+    loss = build(name, **settings)
+    scores, labels, where = tensors(name, matrix)
+    wanted = value_and_gradient(loss, scores, labels, where)
+    if name == "bixse":  # the bias absorbs a shift
+        if isinstance(loss.settings["bias"], str):
+            return
+        settings = {**settings, "bias": settings["bias"] - shift / settings["temperature"]}
+        shifts = torch.full((len(scores), 1), shift, dtype=torch.float64)
+    elif name == "mw" or settings.get("symmetric"):  # one for all queries
+        shifts = torch.full((len(scores), 1), shift, dtype=torch.float64)
+    else:  # another one for each query
+        shifts = shift * torch.arange(len(scores))[:, None]
+    assert_same(
+        value_and_gradient(build(name, **settings), scores + shifts, labels, where),
+        wanted,
+        rtol=1e-6,
+        atol=1e-9,
+    )
+
+
+@every_loss
+@given(matrices)
+def test_gradients_sum_to_zero_where_only_differences_count(name, settings, matrix):
+    _, gradient = value_and_gradient(build(name, **settings), *tensors(name, matrix))
+    if name == "bixse" or (name == "sl_at_k" and not settings.get("detach_weight")):
+        return  # SL@K: the threshold moves with the scores but carries no gradient
+    sums = gradient.sum() if name == "mw" or settings.get("symmetric") else gradient.sum(1)
+    torch.testing.assert_close(sums, torch.zeros_like(sums), atol=1e-8, rtol=0)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
+def test_loss_and_gradient_stay_finite_at_extreme_scores(name, settings, dtype, size):
+    for seed in range(5):
+        scores, labels, where = example(name, seed=seed)
+        where[0] = False
+        value, gradient = value_and_gradient(build(name, **settings), (scores.sign() * size).to(dtype), labels, where)
+        assert value.isfinite()
+        assert gradient.dtype == dtype
+        assert gradient.isfinite().all() or dtype == torch.float16  # float16 itself ends at 65504
+        assert (gradient[~where] == 0).all()
+
+
+@every_loss
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0), (1, 1), (3, 4)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_nothing_relevant_gives_zero_and_a_zero_gradient(name, settings, shape, masked):
+    loss = build(name, **settings)
+    labels = torch.ones(shape) if masked else torch.zeros(shape)
+    where = torch.full(shape, not masked)
+    value, gradient = value_and_gradient(loss, torch.randn(shape), labels, where)
+    if settings.get("keep_empty_rows") and not masked and labels.numel():
+        assert value >= 0  # irrelevant documents are something to learn from, if you ask for it
+        return
+    assert value == 0
+    assert value.shape == ()
+    assert gradient.shape == shape
+    assert (gradient == 0).all()
+    assert loss.count(labels, where) == 0
+
+
+@every_loss
+@pytest.mark.parametrize("columns", [1, 2, 50])
+def test_any_number_of_columns(name, settings, columns):
+    labels = torch.zeros(2, columns)
+    labels[:, 0] = 1
+    value, gradient = value_and_gradient(build(name, **settings), torch.randn(2, columns), labels)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+@every_loss
+@pytest.mark.filterwarnings("ignore:sl_at_k")
+def test_gradients_against_finite_differences(name, settings):
+    if settings.get("detach_weight"):
+        pytest.skip("what is detached is not the slope of the loss")
+    scores, labels, where = example(name, rows=4, columns=5, dtype=torch.float64)
+    at_call = {"beta": torch.zeros(4, dtype=torch.float64)} if name == "sl_at_k" else {}  # else the rank moves beta
+    for temperature in (0.5, torch.tensor(0.5, dtype=torch.float64, requires_grad=True)):
+        given = {key: value for key, value in settings.items() if key not in ("scale", "temperature")}
+        leaves = [scores.clone().requires_grad_(), *([temperature] if torch.is_tensor(temperature) else [])]
+
+        def run(matrix, heat=temperature, given=given):
+            return LOSSES[name].fn(matrix, labels, where=where, temperature=heat, **given, **at_call)
+
+        assert torch.autograd.gradcheck(run, leaves)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_lifted_before_any_logarithm(name, settings, dtype):
+    scores, labels, where = example(name)
+    loss, low = build(name, **settings), scores.to(dtype)
+    value, gradient = value_and_gradient(loss, low, labels, where)
+    wanted, exact = value_and_gradient(loss, low.float(), labels, where)
+    assert value.dtype == torch.float32
+    assert value == wanted
+    assert torch.equal(gradient, exact.to(dtype))
+
+
+@every_loss
+def test_autocast_changes_nothing(name, settings):
+    scores, labels, where = example(name)
+    loss = build(name, **settings)
+    wanted = value_and_gradient(loss, scores, labels, where)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = value_and_gradient(loss, scores, labels, where)
+    assert_same(got, wanted, rtol=0, atol=0)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64])
+def test_labels_of_any_dtype(name, settings, dtype):
+    scores, labels, where = example(name)
+    labels = (labels > 0).float()
+    loss = build(name, **settings)
+    assert_same(
+        value_and_gradient(loss, scores, labels.to(dtype), where),
+        value_and_gradient(loss, scores, labels, where),
+    )
+
+
+@every_loss
+@given(matrices)
+def test_sum_is_the_mean_times_the_count(name, settings, matrix):
+    loss = build(name, **settings)
+    scores, labels, where = tensors(name, matrix)
+    count = loss.count(labels, where)
+    assert count.shape == ()
+    total = loss(scores, labels, where, reduction="sum")
+    torch.testing.assert_close(total / count.clamp_min(1), loss(scores, labels, where))
+
+
+@every_loss
+@given(matrices, st.integers(0, 2**16))
+def test_any_split_of_the_rows_gives_the_same_gradient(name, settings, matrix, seed):
+    loss = build(name, **settings)
+    scores, labels, where = tensors(name, matrix)
+    totals = loss.totals(labels, where)
+    cuts = sorted(random.Random(seed).sample(range(len(scores) + 1), k=min(2, len(scores))))
+    if loss.needs == "whole matrix":
+        cuts = []
+    leaf = scores.clone().requires_grad_()
+    value = torch.zeros((), dtype=torch.float64)
+    for start, stop in zip([0, *cuts], [*cuts, len(scores)], strict=True):
+        share = loss.share(leaf[start:stop], labels[start:stop], where[start:stop], totals=totals)
+        share.backward()
+        value += share.detach()
+    assert_same((value, leaf.grad), value_and_gradient(loss, scores, labels, where))
+
+
+@every_loss
+@given(matrices)
+def test_a_step_down_the_gradient_lowers_the_loss(name, settings, matrix):
+    loss = build(name, **settings)
+    scores, labels, where = tensors(name, matrix)
+    scores = scores + 0.01 * torch.arange(scores.numel()).reshape(scores.shape)  # SL@K is not smooth at ties
+    value, gradient = value_and_gradient(loss, scores, labels, where)
+    if gradient.abs().max() > 1e-3 and name != "sl_at_k":  # whose threshold moves with the scores
+        assert loss(scores - 1e-6 * gradient, labels, where) < value
