@@ -240,7 +240,7 @@ class FaissIndex:
             index.set_search_parameters(settings["search_parameters"])
         except storage.StorageError:
             raise
-        except (KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
             raise storage.StorageError(f"{path}: cannot be read ({_reason(error)}); build the index again") from error
         _compare(path, {"dimensions": dim, "vectors": rows}, {"dimensions": index._index.d, "vectors": len(index)})
         return index

@@ -122,18 +122,19 @@ def check_vectors(
     Raises:
         ValueError: naming the first bad row, its bad component and its value; or both dimensions or dtypes.
     """
+    several = "queries" if what == "query" else f"{what}s"
     if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
         got = vectors.dtype if isinstance(vectors, np.ndarray) else type(vectors).__name__
-        raise ValueError(f"{what}s must be a float32 array, got {got}; convert with np.asarray(x, np.float32)")
+        raise ValueError(f"{several} must be a float32 array, got {got}; convert with np.asarray(x, np.float32)")
     if vectors.ndim != 2:
-        raise ValueError(f"{what}s must have shape (n, {dim}), got {vectors.shape}; one {what} is x[None]")
+        raise ValueError(f"{several} must have shape (n, {dim}), got {vectors.shape}; one {what} is x[None]")
     if vectors.shape[1] != dim:
-        raise ValueError(f"{what}s have {vectors.shape[1]} dimensions, the index {dim}; are they of another model?")
+        raise ValueError(f"{several} have {vectors.shape[1]} dimensions, the index {dim}; are they of another model?")
     # max and min carry NaN along and need no copy of the matrix.
     if len(vectors) and not (vectors.max() < LARGEST_COMPONENT and vectors.min() > -LARGEST_COMPONENT):
         row, column = np.argwhere(~(np.abs(vectors) < LARGEST_COMPONENT))[0]
         raise ValueError(
-            f"{_called(what, int(row), names)}: component {column} is {vectors[row, column]}; "
+            f"{_called(what, int(row), names)}: component {column} is {vectors[row, column]:g}; "
             f"wanted finite numbers below {LARGEST_COMPONENT:g}"
         )
     if not allow_zero and len(zero := np.flatnonzero(~vectors.any(axis=1))):

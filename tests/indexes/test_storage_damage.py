@@ -15,9 +15,9 @@ FILES = {"a.txt": "alpha " * 50, "b.txt": "bravo " * 50, "sub/c.bin": "\x00\x01"
 
 
 @pytest.fixture
-def folder(tmp_path):
-    publish(tmp_path / "x", FILES)
-    return tmp_path / "x"
+def folder(memory_path):
+    publish(memory_path / "x", FILES)
+    return memory_path / "x"
 
 
 def refusal(folder, **options):

@@ -70,13 +70,13 @@ def _real_system():
 
 @pytest.mark.usefixtures("_real_system")
 @pytest.mark.parametrize("mode", ["once", "on"])
-def test_writing_survives_a_fault_at_every_operation(tmp_path, mode):
-    numbers, calls = faults(lambda: storage.write_text(tmp_path / "rehearsal", "new"))
+def test_writing_survives_a_fault_at_every_operation(memory_path, mode):
+    numbers, calls = faults(lambda: storage.write_text(memory_path / "rehearsal", "new"))
     assert {"open", "write", "fsync", "read", "replace", "close"} <= set(calls)
     assert calls.count("fsync") == 2  # the file and its directory
     failures = 0
     for number in numbers:
-        target = tmp_path / f"{mode}{number}" / "file"
+        target = memory_path / f"{mode}{number}" / "file"
         target.parent.mkdir()
         target.write_text("old")
         error = with_fault(number, mode, errno.ENOSPC, lambda target=target: storage.write_text(target, "new"))
@@ -91,11 +91,11 @@ def test_writing_survives_a_fault_at_every_operation(tmp_path, mode):
 @pytest.mark.usefixtures("_real_system")
 @pytest.mark.parametrize("mode", ["once", "on"])
 @pytest.mark.parametrize("old", [None, OLD], ids=["first", "replacing"])
-def test_publishing_survives_a_fault_at_every_operation(tmp_path, mode, old):
+def test_publishing_survives_a_fault_at_every_operation(memory_path, mode, old):
     def prepared(name):
         if old:
-            publish(tmp_path / name, old)
-        return tmp_path / name
+            publish(memory_path / name, old)
+        return memory_path / name
 
     rehearsal = prepared("rehearsal")
     numbers, calls = faults(lambda: publish(rehearsal, NEW))
@@ -115,48 +115,48 @@ def test_publishing_survives_a_fault_at_every_operation(tmp_path, mode, old):
 
 
 @pytest.mark.usefixtures("_real_system")
-def test_an_fsync_that_fails_is_not_reported_as_saved(tmp_path):
-    _, calls = faults(lambda: publish(tmp_path / "rehearsal", NEW))
+def test_an_fsync_that_fails_is_not_reported_as_saved(memory_path):
+    _, calls = faults(lambda: publish(memory_path / "rehearsal", NEW))
     for number in [place for place, call in enumerate(calls, start=1) if call in ("fsync", "replace")]:
         disk.system = Faulty(number, number=errno.EIO)
         with pytest.raises(OSError, match="Input/output error"):
-            publish(tmp_path / str(number), NEW)
+            publish(memory_path / str(number), NEW)
 
 
 @pytest.mark.usefixtures("_real_system")
-def test_publish_plain_and_remove_folder_survive_a_fault_at_every_operation(tmp_path):
+def test_publish_plain_and_remove_folder_survive_a_fault_at_every_operation(memory_path):
     def plain(folder):
         with storage.publish_plain(folder) as directory:
             for name in ("a", "b"):
                 (directory / name).write_text(name)
 
-    numbers, _ = faults(lambda: plain(tmp_path / "rehearsal"))
+    numbers, _ = faults(lambda: plain(memory_path / "rehearsal"))
     for number in numbers:
-        folder = tmp_path / str(number)
+        folder = memory_path / str(number)
         error = with_fault(number, "once", errno.EIO, lambda folder=folder: plain(folder))
         assert error or folder.exists()
         if not folder.exists():
             plain(folder)
         assert sorted(os.listdir(folder)) == ["a", "b"]
-    assert hidden(tmp_path) == []
+    assert hidden(memory_path) == []
 
-    numbers, _ = faults(lambda: storage.remove_folder(tmp_path / "rehearsal"))
+    numbers, _ = faults(lambda: storage.remove_folder(memory_path / "rehearsal"))
     for number in numbers:
-        folder = tmp_path / str(number)
+        folder = memory_path / str(number)
         with_fault(number, "once", errno.EIO, lambda folder=folder: storage.remove_folder(folder))
         assert not folder.exists() or sorted(os.listdir(folder)) == ["a", "b"]
-    storage.remove_stale(tmp_path)
-    assert hidden(tmp_path) == []
+    storage.remove_stale(memory_path)
+    assert hidden(memory_path) == []
 
 
 @pytest.mark.parametrize("old", [None, OLD], ids=["first", "replacing"])
-def test_publishing_survives_a_kill_at_every_operation(tmp_path, old):
+def test_publishing_survives_a_kill_at_every_operation(memory_path, old):
     if old:
-        publish(tmp_path / "rehearsal", old)
-    numbers, calls = faults(lambda: publish(tmp_path / "rehearsal", NEW))
+        publish(memory_path / "rehearsal", old)
+    numbers, calls = faults(lambda: publish(memory_path / "rehearsal", NEW))
     seen = set()
     for number in numbers:
-        folder = tmp_path / str(number)
+        folder = memory_path / str(number)
         if old:
             publish(folder, old)
         child = os.fork()
@@ -179,7 +179,7 @@ def test_publishing_survives_a_kill_at_every_operation(tmp_path, old):
 
 @pytest.mark.usefixtures("_real_system")
 @pytest.mark.parametrize("lie", ["nothing", "a bit", "half"])
-def test_a_disk_that_does_not_keep_what_it_accepts_is_noticed(tmp_path, lie):
+def test_a_disk_that_does_not_keep_what_it_accepts_is_noticed(memory_path, lie):
     class Lying(disk.System):
         @staticmethod
         def write(descriptor, data):
@@ -190,32 +190,32 @@ def test_a_disk_that_does_not_keep_what_it_accepts_is_noticed(tmp_path, lie):
                 os.write(descriptor, data[: len(data) // 2])
             return len(data)
 
-    storage.write_text(tmp_path / "file", "old content")
-    publish(tmp_path / "folder", OLD)
+    storage.write_text(memory_path / "file", "old content")
+    publish(memory_path / "folder", OLD)
     disk.system = Lying()
     with pytest.raises(StorageError, match=r"file: (size \d+, expected 11|sha256 \w+, expected \w+): the disk did not"):
-        storage.write_text(tmp_path / "file", "new content")
+        storage.write_text(memory_path / "file", "new content")
     with pytest.raises(StorageError, match="did not keep"):
-        publish(tmp_path / "folder", NEW)
+        publish(memory_path / "folder", NEW)
     disk.system = disk.System()
-    assert (tmp_path / "file").read_text() == "old content"
-    assert published(tmp_path / "folder") == OLD
+    assert (memory_path / "file").read_text() == "old content"
+    assert published(memory_path / "folder") == OLD
 
 
 @pytest.mark.usefixtures("_real_system")
-def test_short_writes_are_continued(tmp_path):
+def test_short_writes_are_continued(memory_path):
     class Short(disk.System):
         @staticmethod
         def write(descriptor, data):
             return os.write(descriptor, bytes(data)[:7])
 
     disk.system = Short()
-    storage.write_text(tmp_path / "file", "x" * 1000)
-    assert (tmp_path / "file").read_text() == "x" * 1000
+    storage.write_text(memory_path / "file", "x" * 1000)
+    assert (memory_path / "file").read_text() == "x" * 1000
 
 
 @pytest.mark.usefixtures("_real_system")
-def test_a_file_system_that_syncs_no_directories_is_accepted(tmp_path):
+def test_a_file_system_that_syncs_no_directories_is_accepted(memory_path):
     class Refusing(disk.System):
         @staticmethod
         def fsync(descriptor):
@@ -224,13 +224,13 @@ def test_a_file_system_that_syncs_no_directories_is_accepted(tmp_path):
             os.fsync(descriptor)
 
     disk.system = Refusing()
-    publish(tmp_path / "x", NEW)
-    assert published(tmp_path / "x") == NEW
+    publish(memory_path / "x", NEW)
+    assert published(memory_path / "x") == NEW
 
 
-def test_a_file_size_limit_leaves_the_old_state(tmp_path):
-    publish(tmp_path / "folder", OLD)
-    storage.write_text(tmp_path / "file", "old")
+def test_a_file_size_limit_leaves_the_old_state(memory_path):
+    publish(memory_path / "folder", OLD)
+    storage.write_text(memory_path / "file", "old")
     result = run(
         """
         import resource, sys
@@ -248,9 +248,9 @@ def test_a_file_size_limit_leaves_the_old_state(tmp_path):
             except OSError as error:
                 print(error)
         """,
-        tmp_path,
+        memory_path,
     )
     assert result.stdout.count("File too large") == 2, result
-    assert (tmp_path / "file").read_text() == "old"
-    assert published(tmp_path / "folder") == OLD
-    assert hidden(tmp_path) == []
+    assert (memory_path / "file").read_text() == "old"
+    assert published(memory_path / "folder") == OLD
+    assert hidden(memory_path) == []
