@@ -193,7 +193,7 @@ class FaissIndex:
         with self._threads(), _explaining(f"searching {self.factory!r}"):
             scores, rows = self._index.search(queries, fetch)
         if self.metric == "l2":
-            scores = -scores
+            scores = 0 - scores  # not -scores: a distance of 0 would become -0.0
         scores[rows < 0] = -np.inf  # faiss pads with the largest float there is, which looks like a score
         by_row = np.argsort(rows, axis=1, kind="stable")  # topk gives ties to the lower column: make that the lower row
         rows = np.take_along_axis(rows, by_row, axis=1)
