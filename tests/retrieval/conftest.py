@@ -1,9 +1,25 @@
-"""Shared by the tests of encoding, training and search: a tiny model and a tiny collection, made once per session."""
+"""What the tests of this package share: clean logging, a tiny model, and a tiny collection."""
 
+import logging
 from pathlib import Path
 
 import pytest
 from tiny_files import make_tiny_collection, make_tiny_model
+
+from retrieval.progress import set_quiet
+
+
+@pytest.fixture(autouse=True)
+def untouched_logging():
+    """Undo what `main` sets up for a command of its own: handlers on a captured stderr, no propagation."""
+    loggers = [logging.getLogger(name) for name in ("retrieval", "rankers", "indexes")]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+    logging.captureWarnings(False)
+    set_quiet(False)
 
 
 @pytest.fixture(scope="session")

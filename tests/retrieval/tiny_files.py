@@ -1,6 +1,7 @@
 """A model and a collection small enough to train in a second: made from words, no download, same bytes every time."""
 
 import json
+import re
 from pathlib import Path
 
 from beir_folder import jsonl, make_collection
@@ -20,7 +21,7 @@ FACTS = {
     "harbour": ("a sheltered place where ships anchor", "quiet bays behind a sea wall", "deep water and strong piers"),
     "vitamin": (
         "a small molecule that the body must eat",
-        "fresh fruit liver and green plants",
+        "fresh fruit and green plants",
         "no heat and no light",
     ),
     "volcano": ("a hill that grew from molten rock", "the rim of moving plates", "gas pressure far below the ground"),
@@ -34,7 +35,7 @@ DOCUMENT_FORMS = (
     ("", "In short: {0}, {1}, from {2}, with {3}."),
 )
 QUERY_FORMS = ("what is {1}", "where is the {0} found", "what does the {0} need", "tell me all about the {0}")
-SPLITS = {"train": range(0, 9), "dev": range(9, 12), "test": range(12, 15)}
+SPLITS = {"train": range(9), "dev": range(9, 12), "test": range(12, 15)}
 
 
 def documents() -> list[dict[str, str]]:
