@@ -90,9 +90,7 @@ def make_tiny_model(folder: Path) -> Path:
     plain = folder.with_name(f"{folder.name}-bert")
     plain.mkdir(parents=True)
     texts = [*(f"{d['title']} {d['text']}" for d in documents()), *queries().values()]
-    words = sorted(
-        {word for text in texts for word in "".join(c if c.isalnum() else " " for c in text).lower().split()}
-    )
+    words = sorted(set(re.findall(r"\w+", " ".join(texts).lower())))
     characters = [chr(c) for c in range(33, 127) if chr(c) == chr(c).lower()]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters), *words]
     vocabulary = list(dict.fromkeys(vocabulary))
