@@ -87,13 +87,13 @@ class Collection:
             InputError: there is no queries file, or the split judges a query that is not in it.
         """
         if split is None:
-            wanted = self._texts
+            wanted = self.query_texts
         else:
             qrels = self.qrels(split)
-            unknown = [query_id for query_id in qrels if query_id not in self._texts]
+            unknown = [query_id for query_id in qrels if query_id not in self.query_texts]
             if unknown:
                 raise unknown_query(unknown[0], self.qrels_path(split), self.queries_path, len(unknown) - 1)
-            wanted = {query_id: self._texts[query_id] for query_id in qrels}
+            wanted = {query_id: self.query_texts[query_id] for query_id in qrels}
         queries = {query_id: text for query_id, text in wanted.items() if text.strip()}
         if len(queries) < len(wanted):
             n_empty = len(wanted) - len(queries)
@@ -106,7 +106,8 @@ class Collection:
         return self._required("queries.jsonl")
 
     @cached_property
-    def _texts(self) -> dict[str, str]:
+    def query_texts(self) -> dict[str, str]:
+        """Query id → text of all queries, empty ones too; the file is read at first use."""
         return read_queries(self.queries_path)
 
     @cached_property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 from collections import Counter
@@ -11,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from indexes.storage import check_target, write_lines, writing
+from indexes.storage import check_target
 from retrieval.collection import Collection
 from retrieval.corpus import shown
 from retrieval.dialects import DIALECTS, recognise
 from retrieval.errors import InputError, did_you_mean
 from retrieval.row_formats import WRITERS
 from retrieval.rows import read_rows
-from retrieval.textfiles import decode, numbered_lines, open_bytes, parse_json
+from retrieval.textfiles import decode, numbered_lines, open_bytes, parse_json, publish_lines
 from retrieval.trec import Qrels, Run, check_id, ranked, read_qrels, read_run, write_run
 
 # Kind of file → names of its formats. A name that several kinds have may be followed by the kind: trec-run.
@@ -32,13 +31,14 @@ FORMATS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What was done: kind of file, formats, how many records were written, and what was lost, in sentences."""
+    """What was done: kind of file, formats, records written, what the new format cannot hold, and what to know."""
 
     kind: str
     source_format: str
     target_format: str
     records: int
     lost: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def convert(
@@ -113,23 +113,24 @@ def recognised(source: str | Path) -> list[tuple[str, str]]:
     number, first = next(numbered_lines(path), (0, ""))
     if not first:
         raise InputError("is empty, so its format cannot be told; give --from", path=path)
-    if first.lstrip()[0] in "{[":
-        return _recognised_json(path, first, number)
-    columns = first.split()
-    if [name.strip() for name in first.lower().split("\t")] == ["query-id", "corpus-id", "score"]:
-        return [("qrels", "beir")]
-    found = {3: ("run", "msmarco"), 4: ("qrels", "trec"), 6: ("run", "trec")}.get(len(columns))
-    if found is None:
-        message = f"got {len(columns)} columns; wanted 3 or 6 (a run), 4 or a header (qrels), or JSON"
-        raise InputError(message, path=path, line=number)
-    return [found]
-
-
-def _recognised_json(path: Path, first: str, number: int) -> list[tuple[str, str]]:
     try:
         value = json.loads(first)
-    except ValueError:
-        value = None  # one JSON document over many lines
+    except (ValueError, RecursionError):
+        value = None  # no JSON, or one document over many lines
+    if [name.strip() for name in first.lower().split("\t")] == ["query-id", "corpus-id", "score"]:
+        return [("qrels", "beir")]
+    columns = first.split()
+    found = {3: ("run", "msmarco"), 4: ("qrels", "trec"), 6: ("run", "trec")}.get(len(columns))
+    if value is None and found and (columns[0][0] not in "{[" or (columns[3:4] and columns[3].lstrip("-").isdecimal())):
+        return [found]
+    if first.lstrip()[0] not in "{[":
+        message = f"got {len(columns)} columns; wanted 3 or 6 (a run), 4 or a header (qrels), or JSON"
+        raise InputError(message, path=path, line=number)
+    return _recognised_json(path, value, number)
+
+
+def _recognised_json(path: Path, value: Any, number: int) -> list[tuple[str, str]]:
+    """Tell rows from tables by the first line's value, which is None if that line is no whole document."""
     is_table = isinstance(value, dict) and all(isinstance(inner, dict) for inner in value.values())
     if value is not None and not is_table:
         try:
@@ -157,18 +158,18 @@ def _qrels(source: Path, target: Path, read_as: str, write_as: str) -> Conversio
     qrels: Qrels = _read_json(source, whole=True) if read_as == "json" else read_qrels(source)
     pairs = [(query, doc, grade) for query, grades in qrels.items() for doc, grade in grades.items()]
     if write_as == "json":
-        _publish(target, [json.dumps(qrels, ensure_ascii=False)])
+        publish_lines(target, [json.dumps(qrels, ensure_ascii=False)])
     elif write_as == "trec":
         for query, doc, _ in pairs:
             check_id(query, "query id")
             check_id(doc, "document id")
-        _publish(target, (f"{query} 0 {doc} {grade}" for query, doc, grade in pairs))
+        publish_lines(target, (f"{query} 0 {doc} {grade}" for query, doc, grade in pairs))
     else:
         for text in (text for query, doc, _ in pairs for text in (query, doc)):
             if not text or set(text) & set("\t\r\n"):
                 raise InputError(f"the id {text!r} is empty or holds a tab or line end, which BEIR's columns cannot")
         lines = (f"{query}\t{doc}\t{grade}" for query, doc, grade in pairs)
-        _publish(target, ["query-id\tcorpus-id\tscore", *lines])
+        publish_lines(target, ["query-id\tcorpus-id\tscore", *lines])
     lost = ["the iteration column"] if read_as == "trec" != write_as else []
     return Conversion("qrels", read_as, write_as, len(pairs), lost)
 
@@ -176,17 +177,16 @@ def _qrels(source: Path, target: Path, read_as: str, write_as: str) -> Conversio
 def _run(source: Path, target: Path, read_as: str, write_as: str) -> Conversion:
     readers: dict[str, Callable[[Path], Run]] = {"trec": read_run, "json": _read_json, "msmarco": _read_msmarco}
     run = readers[read_as](source)
-    lost = ["the tag and the rank column"] if read_as == "trec" and write_as != "trec" else []
+    lost = ["the tag"] if read_as == "trec" else []
+    notes = ["the file has no scores; minus the rank was written"] if read_as == "msmarco" != write_as else []
     if write_as == "trec":
         write_run(target, run)
     elif write_as == "json":
-        _publish(target, [json.dumps({query: dict(ranked(run[query])) for query in run}, ensure_ascii=False)])
+        publish_lines(target, [json.dumps({query: dict(ranked(run[query])) for query in run}, ensure_ascii=False)])
     else:
-        _publish(target, _msmarco_lines(run))
-        lost = ["the scores" + (", the tag" if read_as == "trec" else "")]
-    if read_as == "msmarco" and write_as != "msmarco":
-        lost = ["nothing; the file has no scores, so minus the rank was written"]
-    return Conversion("run", read_as, write_as, sum(map(len, run.values())), lost)
+        publish_lines(target, _msmarco_lines(run))
+        lost.append("the scores")
+    return Conversion("run", read_as, write_as, sum(map(len, run.values())), lost, notes)
 
 
 def _rows(
@@ -201,10 +201,11 @@ def _rows(
     rows, dialect = read_rows(source, collection, on_error=on_error)
     if dialect != read_as:
         raise InputError(f"looks like rows of {dialect}, not of {read_as}; leave --from out", path=source)
-    lines, lost = WRITERS[write_as](rows, collection.corpus if collection else None)
+    written = WRITERS[write_as](rows, collection.corpus if collection else None)
     counts: Counter[str] = Counter()
-    _publish(target, _dumped(lines, counts))
-    return Conversion("rows", read_as, write_as, counts["lines"], [*_ignored_keys(source, dialect), *lost])
+    publish_lines(target, _dumped(written.lines, counts))
+    lost = [*_ignored_keys(source, dialect), *written.lost]
+    return Conversion("rows", read_as, write_as, counts["lines"], lost, written.notes)
 
 
 def _collection(source: str | Path, target: Path, write_as: str) -> Conversion:
@@ -283,12 +284,3 @@ def _dumped(lines: Iterable[Mapping[str, Any]], counts: Counter[str]) -> Iterato
     for line in lines:
         counts["lines"] += 1
         yield json.dumps(line, ensure_ascii=False)
-
-
-def _publish(path: Path, lines: Iterable[str]) -> None:
-    if path.suffix != ".gz":
-        write_lines(path, lines)
-        return
-    # No name and no time in the header: the same lines give the same bytes.
-    with writing(path) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-        packed.writelines(f"{line}\n".encode() for line in lines)

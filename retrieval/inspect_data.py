@@ -91,6 +91,8 @@ def inspect(source: str | Path, rows: Sequence[str | Path] = ()) -> DataReport:
     report = DataReport(collection.name)
     corpus = _read_documents(report, collection)
     texts = _read_queries(report, collection)
+    if corpus is not None:  # what could be read serves the checks that follow; reading it again would raise
+        collection.corpus, collection.query_texts = corpus, texts or {}
     parts: dict[str, _Part] = {}
     with report.collecting():
         for split in collection.splits:
@@ -98,7 +100,7 @@ def inspect(source: str | Path, rows: Sequence[str | Path] = ()) -> DataReport:
                 parts[split] = _read_split(report, collection, split, corpus, texts)
     for path in map(Path, rows):
         with report.collecting():
-            parts[str(path)] = _read_rows_file(report, collection if corpus else None, path)
+            parts[str(path)] = _read_rows_file(report, collection if corpus is not None else None, path)
     _find_leaks(report, parts)
     return report
 
@@ -158,7 +160,6 @@ def _read_queries(report: DataReport, collection: Collection) -> dict[str, str] 
         if collection.splits:  # a corpus alone is a collection, too
             report.defect(error)
         return None
-    texts: dict[str, str] = {}
 
     def visit(line: int, query_id: str, text: str) -> None:
         _check_id(report, query_id, "query id", path, line)
@@ -166,8 +167,11 @@ def _read_queries(report: DataReport, collection: Collection) -> dict[str, str] 
             message = f"query {query_id!r} is empty; it is not searched and scores 0"
             report.warn("empty query", message, path, line)
 
-    with report.collecting():
+    try:
         texts = read_queries(path, report.defect, visit)
+    except InputError as error:
+        report.defect(error)
+        return None
     same = Counter(normalised(text) for text in texts.values() if text.strip())
     report.queries = {
         "count": len(texts),

@@ -46,14 +46,18 @@ def fetch(dataset_id: str, folder: Path) -> list[str]:
     if not dataset.has_docs():
         raise InputError(f"irds:{dataset_id} has no documents, so it is no collection")
     parts = _parts(ir_datasets, dataset_id, dataset)
+    chatter = logging.getLogger("ir_datasets")
+    chatter.addFilter(_is_error)  # it tells every try of every mirror
     try:
         _write_beir(dataset, parts, folder)
     except (InputError, StorageError):
         raise
     except Exception as error:  # RuntimeError, errors of requests and others come as they are
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        message = f"irds:{dataset_id} cannot be fetched ({reason}); it needs the network or a filled $IR_DATASETS_HOME"
-        raise InputError(message) from error
+        reason = " ".join(str(error.args[0] if error.args else error).split())[:200]
+        message = f"irds:{dataset_id} cannot be fetched ({type(error).__name__}: {reason}); "
+        raise InputError(message + "it needs the network, or its files in $IR_DATASETS_HOME") from error
+    finally:
+        chatter.removeFilter(_is_error)
     others = [name for name in dataset.docs_cls()._fields if name not in ("doc_id", "title", "text")]
     lost = [f"the fields of documents that their default_text() leaves out, of {', '.join(others)}"] if others else []
     return lost + (["the iteration column of the judgements"] if parts else [])
@@ -96,10 +100,14 @@ def _documents(dataset: Any) -> Iterator[dict[str, str]]:
     total = dataset.docs_count() if hasattr(dataset, "docs_count") else None
     for document in progress(dataset.docs_iter(), total=total, unit="docs", label="fetching documents"):
         title = str(getattr(document, "title", None) or "").strip()
-        text = document.default_text()
+        text = document.default_text().strip()
         # A document's default_text() begins with its title, for which a BEIR folder has a field.
-        body = text[len(title) :].lstrip() if title and text.startswith(title) else text
+        body = text.removeprefix(title).lstrip()
         yield {"_id": document.doc_id, "title": title, "text": body}
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _dumped(record: dict[str, str]) -> str:

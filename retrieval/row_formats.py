@@ -5,23 +5,29 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from retrieval.corpus import Corpus
 from retrieval.rows import TrainingRow
 
-# A writer returns the JSON objects of the file, made one by one, and sentences about what is lost.
-Writer = Callable[[Sequence[TrainingRow], Corpus | None], tuple[Iterator[dict[str, Any]], list[str]]]
+
+class Written(NamedTuple):
+    """The JSON objects of a file, made one by one; what they cannot hold; what to know about them."""
+
+    lines: Iterator[dict[str, Any]]
+    lost: list[str]
+    notes: list[str]
 
 
-def to_rankwright(rows: Sequence[TrainingRow], corpus: Corpus | None) -> tuple[Iterator[dict[str, Any]], list[str]]:
+Writer = Callable[[Sequence[TrainingRow], Corpus | None], Written]
+
+
+def to_rankwright(rows: Sequence[TrainingRow], corpus: Corpus | None) -> Written:
     """Write our own rows; ids stay ids."""
-    return (row.to_dict() for row in rows), []
+    return Written((row.to_dict() for row in rows), [], [])
 
 
-def to_sentence_transformers(
-    rows: Sequence[TrainingRow], corpus: Corpus | None
-) -> tuple[Iterator[dict[str, Any]], list[str]]:
+def to_sentence_transformers(rows: Sequence[TrainingRow], corpus: Corpus | None) -> Written:
     """Write a triplet for each positive and each negative of it, or pairs if no row has negatives.
 
     All lines of a data set have the same columns, so rows without negatives cannot stand among triplets. If every
@@ -32,8 +38,8 @@ def to_sentence_transformers(
 
     def lines() -> Iterator[dict[str, Any]]:
         for row in rows:
-            negatives = row.negative_texts(corpus)
-            for place, positive in enumerate(row.positive_texts(corpus)):
+            positives, negatives = row.positive_texts(corpus), row.negative_texts(corpus)
+            for place, positive in enumerate(positives):
                 pair = {"anchor": row.query, "positive": positive}
                 if not triplets:
                     yield pair
@@ -45,11 +51,11 @@ def to_sentence_transformers(
     lost = _lost_fields(rows, names if scored else [*names, "scores"])
     n_without = sum(not _n_negatives(row) for row in rows)
     if triplets and n_without:
-        lost.append(f"{n_without} of {len(rows)} rows: they have no negative, which a triplet needs")
-    return lines(), lost
+        lost.append(f"{n_without} of {len(rows)} rows, which have no negative for a triplet")
+    return Written(lines(), lost, [])
 
 
-def to_flagembedding(rows: Sequence[TrainingRow], corpus: Corpus | None) -> tuple[Iterator[dict[str, Any]], list[str]]:
+def to_flagembedding(rows: Sequence[TrainingRow], corpus: Corpus | None) -> Written:
     """Write {"query", "pos", "neg"} and, where a row has scores on both sides, "pos_scores" and "neg_scores"."""
 
     def lines() -> Iterator[dict[str, Any]]:
@@ -65,12 +71,11 @@ def to_flagembedding(rows: Sequence[TrainingRow], corpus: Corpus | None) -> tupl
     if n_half:
         lost.append(f"scores of {n_half} rows, which have them on one side alone")
     n_without = sum(not _n_negatives(row) for row in rows)
-    if n_without:
-        lost.append(f"nothing, but {n_without} rows have no negative, and FlagEmbedding wants some: mine them")
-    return lines(), lost
+    notes = [f"{n_without} rows have no negative; FlagEmbedding wants some, so mine them"] if n_without else []
+    return Written(lines(), lost, notes)
 
 
-def to_tevatron(rows: Sequence[TrainingRow], corpus: Corpus | None) -> tuple[Iterator[dict[str, Any]], list[str]]:
+def to_tevatron(rows: Sequence[TrainingRow], corpus: Corpus | None) -> Written:
     """Write {"query_id", "query", "positive_passages", "negative_passages"}; a text without id gets its hash as one."""
 
     def passages(ids: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]:
@@ -91,7 +96,7 @@ def to_tevatron(rows: Sequence[TrainingRow], corpus: Corpus | None) -> tuple[Ite
                 "negative_passages": passages(row.negative_ids, row.negatives),
             }
 
-    return lines(), _lost_fields(rows, ["labels", "scores", "negative_ranks"])
+    return Written(lines(), _lost_fields(rows, ["labels", "scores", "negative_ranks"]), [])
 
 
 def _n_negatives(row: TrainingRow) -> int:

@@ -1,20 +1,21 @@
-"""Reading UTF-8 text line by line, `.gz` too, so that every defect is reported with file and line."""
+"""UTF-8 text line by line, `.gz` too: read so that every defect is told with file and line, and written."""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from indexes.storage import write_lines, writing
 from retrieval.errors import InputError, fail
 
 MAX_LINE_BYTES = 1 << 28  # a file without line ends must not fill the memory before anyone can say so
 
-_BOM = b"\xef\xbb\xbf"
 # A whole pair, or (group 1) the escape of a half that no pair has claimed.
 _SURROGATES = re.compile(r"\\u[dD][89aAbB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F])")
 
@@ -61,7 +62,7 @@ def numbered_bytes(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """Yield (line number from 1, offset of the line in the uncompressed bytes, raw line) for every line.
 
     Raises:
-        InputError: truncated or corrupt gzip data, or a line of more than `MAX_LINE_BYTES`.
+        InputError: truncated or corrupt gzip data, UTF-16, or a line of more than `MAX_LINE_BYTES`.
     """
     offset, number = 0, 0
     with open_bytes(path) as file:
@@ -77,12 +78,24 @@ def numbered_bytes(path: Path) -> Iterator[tuple[int, int, bytes]]:
             if len(raw) > MAX_LINE_BYTES:
                 message = f"the line is longer than {MAX_LINE_BYTES >> 20} MiB; wanted one record per line"
                 raise InputError(message, path=path, line=number, kind="long line")
+            if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                message = "is UTF-16; wanted UTF-8: iconv -f UTF-16 -t UTF-8"
+                raise InputError(message, path=path, line=1, kind="not UTF-8")
             size = len(raw)
-            if number == 1 and raw.startswith(_BOM):
-                yield number, offset + len(_BOM), raw[len(_BOM) :]
+            if number == 1 and raw.startswith(codecs.BOM_UTF8):
+                yield number, offset + len(codecs.BOM_UTF8), raw[len(codecs.BOM_UTF8) :]
             else:
                 yield number, offset, raw
             offset += size
+
+
+def publish_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines, in one step; compressed if the name ends in .gz, equal lines then giving equal bytes."""
+    if path.suffix != ".gz":
+        write_lines(path, lines)
+        return
+    with writing(path) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        packed.writelines(f"{line}\n".encode() for line in lines)
 
 
 def decode(raw: bytes, path: Path, line: int) -> str:

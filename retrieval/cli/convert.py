@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         what = {"qrels": "judgements", "run": "results", "rows": "rows", "collection": "documents"}[done.kind]
         print(f"{args.target}: {done.records:,} {what}, {done.source_format} → {done.target_format}")
-    for loss in done.lost:
-        print(f"lost: {loss}", file=sys.stderr)
+    for what, sentences in (("lost", done.lost), ("note", done.notes)):
+        for sentence in sentences:
+            print(f"{what}: {sentence}", file=sys.stderr)
     return 0
