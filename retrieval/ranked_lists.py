@@ -94,13 +94,16 @@ class RankedLists:
         """Return how far the order of equal scores could move `values`, which `self.values(measure)` gave."""
         lists = self._prepared(measure)
         equal = (lists.scores[:, 1:] == lists.scores[:, :-1]) & lists.where[:, 1:]
-        matters = equal[:, : measure.k].any(axis=1)
+        better = lists.judged.astype(np.int64) if measure.name == "Judged" else lists.labels
+        # Order matters only in a group of equal scores that reaches into the cut-off and is not of one grade; such
+        # a group has neighbours of different grades.
+        mixed = equal & (better[:, 1:] != better[:, :-1])
+        matters = equal[:, : measure.k].any(axis=1) & mixed.any(axis=1)
         optimistic, pessimistic = values.copy(), values.copy()
         if matters.any():
             tied = lists._rows(matters)
-            better = (tied.judged if measure.name == "Judged" else tied.labels).astype(np.int64)
-            optimistic[matters] = tied._reordered(-better)._computed(measure)
-            pessimistic[matters] = tied._reordered(better)._computed(measure)
+            optimistic[matters] = tied._reordered(-better[matters])._computed(measure)
+            pessimistic[matters] = tied._reordered(better[matters])._computed(measure)
         if measure.k is None:
             return Bounds(optimistic, pessimistic, optimistic > pessimistic)
         last = equal[:, measure.k - 1 : measure.k]
