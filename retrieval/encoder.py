@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +70,8 @@ class Encoder:
         self.precision = precision
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
         self._inference_transformer: torch.nn.Module | None = None
+        # A fast tokenizer holds its truncation length as state: two threads would cut each other's texts.
+        self._tokenizing = Lock()
 
     @classmethod
     def load(
@@ -175,14 +178,15 @@ class Encoder:
         if self._is_static:
             encodings = self.model.tokenizer.encode_batch(prompted, add_special_tokens=False)
             return [encoding.ids[: side.max_length] for encoding in encodings]
-        ids: list[list[int]] = self.model.tokenizer(
-            prompted,
-            truncation=side.max_length is not None,
-            max_length=side.max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+        with self._tokenizing:
+            ids: list[list[int]] = self.model.tokenizer(
+                prompted,
+                truncation=side.max_length is not None,
+                max_length=side.max_length,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
         return ids
 
     def forward(self, tokens: Sequence[Sequence[int]], transformer: torch.nn.Module | None = None) -> torch.Tensor:
@@ -223,7 +227,8 @@ class Encoder:
         if self.precision == "fp32" or self._is_static:
             return None
         if self._inference_transformer is None:
-            self._inference_transformer = copy.deepcopy(self.model[0]).to(torch.bfloat16).eval()
+            with self._tokenizing:  # the copy holds the tokenizer too
+                self._inference_transformer = copy.deepcopy(self.model[0]).to(torch.bfloat16).eval()
         return self._inference_transformer
 
     @property
