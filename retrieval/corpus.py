@@ -62,13 +62,9 @@ class Corpus:
         source: what the user named, for messages; differs from `path` when that was compressed.
     """
 
-    def __init__(
-        self, path: Path, offsets: NDArray[np.int64], ids: IdTable, *, source: Path | None = None
-    ) -> None:
+    def __init__(self, path: Path, offsets: NDArray[np.int64], ids: IdTable, *, source: Path | None = None) -> None:
         if len(offsets) != len(ids):
-            raise ValueError(
-                f"got {len(offsets)} offsets and {len(ids)} ids; wanted one of each per document"
-            )
+            raise ValueError(f"got {len(offsets)} offsets and {len(ids)} ids; wanted one of each per document")
         self.path, self.offsets, self.ids, self.source = path, offsets, ids, source or path
 
     @classmethod
@@ -156,9 +152,7 @@ class Corpus:
         except InputError:
             document = None
         if document is None or document.doc_id != self.ids[row]:
-            message = (
-                f"document {self.ids[row]!r} is not at byte {start} now: the file changed; load it again"
-            )
+            message = f"document {self.ids[row]!r} is not at byte {start} now: the file changed; load it again"
             raise InputError(message, path=self.path, kind="changed file")
         return document
 
@@ -237,9 +231,7 @@ def shown(value: Any) -> str:
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
     text = json.dumps(value, ensure_ascii=False)
-    kind = (
-        "the string " if isinstance(value, str) else "" if isinstance(value, bool | None) else "the number "
-    )
+    kind = "the string " if isinstance(value, str) else "" if isinstance(value, bool | None) else "the number "
     return f"{kind}{text if len(text) <= 40 else text[:39] + '…'}"
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from retrieval.errors import InputError
 
 _LARGEST = (1 << 32) - 1
+_BLOCK = 1 << 20
 
 
 class IdTable(Sequence[str]):
@@ -82,8 +83,7 @@ class IdTable(Sequence[str]):
 
     def duplicates(self) -> list[tuple[int, int]]:
         """Return (first row, later row) for every id that was there before, by later row."""
-        codes = (self._keys >> np.uint64(32)).astype(np.uint32)
-        same = np.flatnonzero(codes[1:] == codes[:-1])
+        same = self._equal_hashes()
         found: list[tuple[int, int]] = []
         firsts: dict[bytes, int] = {}
         for at in np.union1d(same, same + 1).tolist():  # rows ascend within equal hashes
@@ -92,6 +92,14 @@ class IdTable(Sequence[str]):
             if first != row:
                 found.append((first, row))
         return sorted(found, key=lambda pair: pair[1])
+
+    def _equal_hashes(self) -> NDArray[np.int64]:
+        """Return the places in `keys` whose hash the next has too, by blocks: a copy would cost as much again."""
+        places = [np.zeros(0, dtype=np.int64)]
+        for start in range(0, len(self), _BLOCK):
+            codes = self._keys[start : start + _BLOCK + 1] >> np.uint64(32)
+            places.append(np.flatnonzero(codes[1:] == codes[:-1]) + start)
+        return np.concatenate(places)
 
     def _bytes(self, row: int) -> bytes:
         start = int(self.ends[row - 1]) if row else 0

@@ -6,7 +6,6 @@ rule of trec_eval (and so of pytrec_eval, Pyserini, Anserini). The rank column o
 
 from __future__ import annotations
 
-import gzip
 import logging
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +15,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.storage import write_lines, writing
 from retrieval.errors import InputError, fail
-from retrieval.textfiles import decode, numbered_bytes
+from retrieval.textfiles import decode, numbered_bytes, publish_lines
 
 log = logging.getLogger(__name__)
 
@@ -292,15 +290,9 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
         InputError: an id or the tag is empty or holds a blank, NUL or half a surrogate pair, which the format
             cannot carry; a score is not a finite float32 number. Nothing is written then.
     """
-    path = Path(path)
     check_id(tag, "tag")
     lines = (line for query_id, scores in run.items() for line in run_lines(query_id, scores, tag))
-    if path.suffix != ".gz":
-        write_lines(path, lines)
-        return
-    # No name and no time in the header: the same run gives the same bytes.
-    with writing(path) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-        packed.writelines(f"{line}\n".encode() for line in lines)
+    publish_lines(Path(path), lines)
 
 
 def check_id(text: Any, what: str) -> None:

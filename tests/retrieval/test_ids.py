@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrieval import ids as ids_module
 from retrieval.ids import IdTable
 
 IDS = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
@@ -24,6 +25,13 @@ def test_duplicates_name_the_first_and_each_later_row(ids):
     table = IdTable.build(ids)
     assert table.duplicates() == expected
     assert all(table.find(text) == ids.index(text) for text in ids)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 1000])
+def test_duplicates_are_found_across_the_borders_of_blocks(monkeypatch, block):
+    monkeypatch.setattr(ids_module, "_BLOCK", block)
+    ids = [f"d{n % 11}" for n in range(30)]
+    assert IdTable.build(ids).duplicates() == [(n % 11, n) for n in range(11, 30)]
 
 
 def test_equal_hashes_do_not_confuse_the_look_up():

@@ -106,7 +106,9 @@ def naive_groups(queries, near):
     return sorted(map(sorted, groups))
 
 
-TEXTS = st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]), min_size=1, max_size=9).map(" ".join)
+TEXTS = st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]), min_size=1, max_size=9).map(
+    " ".join
+)
 
 
 @given(st.lists(TEXTS, max_size=25), st.sampled_from([0.5, 0.6, 0.75, 0.8, 0.9, 1.0]))
