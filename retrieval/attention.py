@@ -64,10 +64,13 @@ def plain_attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    logits = torch.matmul(query, key.transpose(2, 3)) * scale
-    if attention_mask is not None:
-        logits = logits + attention_mask
-    weights = torch.softmax(logits, dim=-1)
-    if module.training:
-        weights = fast_dropout(weights, dropout)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+    # Under autocast the (batch, heads, length, length) matrices would go to fp32 for the softmax and back, which costs
+    # a tenth of a training step; the softmax of bf16 logits is summed in fp32 all the same.
+    with torch.autocast(query.device.type, enabled=False):
+        weights = torch.matmul(query * scale, key.transpose(2, 3))
+        if attention_mask is not None:
+            weights = weights + attention_mask.to(weights.dtype)
+        weights = torch.softmax(weights, dim=-1)
+        if module.training:
+            weights = fast_dropout(weights, dropout)
+        return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
