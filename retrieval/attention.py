@@ -20,9 +20,14 @@ _NAME = "rankwright_plain"
 
 
 def set_attention(model: SentenceTransformer, *, training: bool) -> None:
-    """Give a model on a CPU the attention for training or for inference."""
-    transformer = getattr(model[0], "auto_model", None)
-    if transformer is None or model.device.type != "cpu":
+    """Give a model on a CPU the attention for training or for inference.
+
+    Models that fix their attention (MPNet) or whose attention is more than a softmax of q kᵀ (T5, Gemma 2) keep theirs.
+    """
+    transformer: Any = getattr(model[0], "auto_model", None)
+    if model.device.type != "cpu" or not getattr(transformer, "_supports_attention_backend", False):
+        return
+    if getattr(transformer.config, "attn_logit_softcapping", None) is not None:
         return
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask

@@ -6,6 +6,7 @@ split's judgements only:
 * a document judged relevant for a query is never its negative: it is a label where the loss accepts several
   positives, else `where` is False;
 * a document occurs as one column, however many rows bring it; so does a text that two ids share;
+* in the columns' direction (each document is asked for its query) a query occurs as one row in the same sense;
 * a document judged 0 is an ordinary negative.
 """
 
@@ -45,7 +46,9 @@ class Batch:
             (query, positive) for a loss that wants exactly one positive in a row.
         labels: (rows, columns) float32.
         where: (rows, columns) bool, True = a real, comparable entry.
-        causes: how many cells or columns each id-aware rule touched.
+        where_columns: the same for the columns' direction, in which a query of several rows is one: a column keeps
+            the row that it is relevant to, or the first.
+        causes: how many cells, columns or rows each id-aware rule touched.
 
     """
 
@@ -55,7 +58,11 @@ class Batch:
     row_query: NDArray[np.int64]
     labels: NDArray[np.float32]
     where: NDArray[np.bool_]
+    where_columns: NDArray[np.bool_]
     causes: Counter[str] = field(default_factory=Counter)
+
+
+ANY_GRADE = float(np.finfo(np.float32).tiny)  # as positive_from: every grade above 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,7 @@ class LabelRule:
 
     Attributes:
         several: whether one row may have several positives.
-        positive_from: the grade from which a document counts as positive and may be drawn as one.
+        positive_from: the grade from which a document counts as positive and may be drawn as one, > 0.
         scale: labels are grades divided by this (the highest grade for a loss over probabilities, else 1).
 
     """
@@ -73,13 +80,20 @@ class LabelRule:
     positive_from: float = 1.0
     scale: float = 1.0
 
+    def __str__(self) -> str:
+        return "above 0" if self.positive_from == ANY_GRADE else f">= {self.positive_from:g}"
+
 
 def collect_judgements(rows: Iterable[TrainingRow], qrels: Qrels) -> Judgements:
-    """Join the training qrels with what the rows themselves call relevant; the higher grade wins."""
+    """Join the training qrels with the grades that the rows themselves give; the higher grade wins."""
     found: Judgements = {}
     for row in rows:
         known = found.setdefault(row.query_id, {})
-        for (key, _), grade in zip(positive_documents(row), positive_grades(row), strict=True):
+        graded = [
+            *zip(positive_documents(row), positive_grades(row), strict=True),
+            *zip(negative_documents(row), row.negative_labels, strict=False),  # labels are optional
+        ]
+        for (key, _), grade in graded:
             known[key] = max(grade, known.get(key, 0.0))
     for query_id, judged in qrels.items():
         if query_id in found:
@@ -132,17 +146,20 @@ class Batcher:
         self.rows = [row for row in rows if any(g >= rule.positive_from for g in positive_grades(row))]
         self.dropped = len(rows) - len(self.rows)
         if not self.rows:
-            raise InputError(f"none of the {len(rows)} training rows has a positive of grade >= {rule.positive_from:g}")
+            raise InputError(f"none of the {len(rows)} training rows has a positive of grade {rule}")
+        given = num_negatives > 0 and any(row.negative_ids or row.negatives for row in self.rows)
+        if min(batch_size, len(self.rows)) == 1 and not given:
+            raise InputError("a batch is one query without negatives, from which nothing is learned; make it larger")
 
     def epoch(self, epoch: int) -> list[NDArray[np.int64]]:
         """Return the row numbers of each batch of an epoch: a random order, cut into batches, the last one short."""
         order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.rows))
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
-    def make(self, numbers: Iterable[int], epoch: int) -> Batch:
+    def make(self, numbers: Sequence[int], epoch: int) -> Batch:
         """Make the batch of these rows: draw their documents, merge columns, fill labels and `where`."""
         rows = [self.rows[number] for number in numbers]
-        drawn = [self._draw(row, int(number), epoch) for row, number in zip(rows, numbers, strict=True)]
+        drawn = [self._draw(row, number, epoch) for row, number in zip(rows, numbers, strict=True)]
         causes: Counter[str] = Counter()
         columns, documents = self._columns(drawn, causes)
         grades = np.zeros((len(rows), len(documents)), dtype=np.float32)
@@ -159,6 +176,7 @@ class Batcher:
             row_query=row_query,
             labels=labels,
             where=where,
+            where_columns=_one_row_per_query([rows[i].query for i in row_query], labels, where, causes),
             causes=causes,
         )
 
@@ -205,10 +223,30 @@ class Batcher:
         row_query = np.array([i for i, _ in pairs], dtype=np.int64)
         positive = np.array([column for _, column in pairs], dtype=np.int64)
         labels = np.zeros((len(pairs), grades.shape[1]), dtype=np.float32)
-        labels[np.arange(len(pairs)), positive] = 1.0
+        labels[np.arange(len(pairs)), positive] = grades[row_query, positive]
         where = (grades[row_query] < self.rule.positive_from) | (labels > 0)
         causes["relevant_masked"] += int((~where).sum())
         return row_query, labels, where
+
+
+def _one_row_per_query(
+    queries: Sequence[str], labels: NDArray[np.float32], where: NDArray[np.bool_], causes: Counter[str]
+) -> NDArray[np.bool_]:
+    """Return `where` with, in each column, one row of every query text: the one with a label, or the first."""
+    rows_of: dict[str, list[int]] = {}
+    for row, query in enumerate(queries):
+        rows_of.setdefault(query, []).append(row)
+    causes["duplicate_query"] += len(queries) - len(rows_of)
+    if len(rows_of) == len(queries):
+        return where
+    kept = where.copy()
+    columns = np.arange(where.shape[1])
+    for rows in rows_of.values():
+        if len(rows) > 1:
+            chosen = np.array(rows)[(labels[rows] > 0).argmax(axis=0)]
+            kept[rows] = False
+            kept[chosen, columns] = where[chosen, columns]
+    return kept
 
 
 def _some(documents: list[Document], count: int, random: np.random.Generator) -> list[Document]:

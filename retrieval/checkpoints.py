@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -15,8 +15,6 @@ from retrieval.errors import InputError
 
 if TYPE_CHECKING:
     import torch
-
-logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _STEP = re.compile(r"step-(\d+)")
@@ -31,7 +29,8 @@ class Progress:
         best_step, best_score: the best validation so far (nDCG@10 over the pool); step 0 is the start model.
         stale: validations since then.
         metrics: every line of metrics.jsonl so far.
-        causes: cells and columns that each id-aware rule has touched.
+        causes: cells, columns and rows that each id-aware rule has touched.
+        losses: of the steps since the last line that has one.
 
     """
 
@@ -41,6 +40,7 @@ class Progress:
     stale: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)
     causes: dict[str, int] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -70,7 +70,7 @@ def save_checkpoint(
         hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
         state = {"format": FORMAT, "sha256": hashes, "progress": asdict(progress)}
         with (temporary / "state.json").open("w", encoding="utf-8") as file:
-            json.dump(state, file)
+            json.dump(state | {"checksum": _checksum(state)}, file, allow_nan=False)
 
 
 def load_checkpoint(
@@ -110,19 +110,37 @@ def load_weights(folder: Path, model: torch.nn.Module) -> None:
 
 
 def _checked_state(folder: Path) -> dict[str, Any]:
-    """Return state.json after every file has been compared with its hash."""
+    """Return state.json after it has been compared with its checksum, and every file with its hash."""
     fix = "delete this checkpoint and --resume goes on from the one before"
     try:
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = _read_state(folder)
     except (OSError, ValueError) as error:
         raise InputError(f"the checkpoint cannot be read ({error}); {fix}", path=folder) from None
     if state.get("format") != FORMAT:
-        raise InputError(f"checkpoint format {state.get('format')}; this version reads {FORMAT}", path=folder)
+        raise InputError(
+            f"is a checkpoint of format {state.get('format')}; this version reads {FORMAT}, so go on with the version "
+            "that wrote it",
+            path=folder,
+        )
     for name, expected in state["sha256"].items():
         found = sha256_file(folder / name) if (folder / name).is_file() else "no file"
         if found != expected:
             raise InputError(f"{name} is damaged: sha256 {found[:12]}…, wanted {expected[:12]}…; {fix}", path=folder)
     return state
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(state, dict):
+        raise ValueError("state.json holds no object")
+    checksum = state.pop("checksum", None)
+    if checksum != _checksum(state):
+        raise ValueError(f"state.json has been altered: it says checksum {checksum}, its contents have another")
+    return state
+
+
+def _checksum(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def checkpoint_folder(out: Path, step: int) -> Path:
@@ -134,6 +152,23 @@ def checkpoint_steps(out: Path) -> list[int]:
     """Return the steps of which there are checkpoints, ascending."""
     found = [_STEP.fullmatch(path.name) for path in (out / "checkpoints").glob("step-*")]
     return sorted(int(match[1]) for match in found if match)
+
+
+def resumable_step(out: Path) -> int | None:
+    """Return the newest step to go on from: one whose best checkpoint, from which the model is published, exists too.
+
+    Somebody may have deleted that because it was damaged; going on from before it makes it again. None: from the start.
+
+    Raises:
+        InputError: the state of a checkpoint is damaged.
+
+    """
+    steps = checkpoint_steps(out)
+    for step in reversed(steps):
+        best = _checked_state(checkpoint_folder(out, step))["progress"]["best_step"]
+        if best < 0 or best in steps:
+            return step
+    return None
 
 
 def remove_old_checkpoints(out: Path, *, keep: Iterable[int], limit: int) -> None:

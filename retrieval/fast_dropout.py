@@ -24,7 +24,7 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
 
     Args:
         x: any float CPU tensor.
-        p: probability, 0 <= p < 1, rounded to the nearest 1/65536.
+        p: probability, 0 <= p <= 1, rounded to the nearest 1/65536.
 
     """
     import torch
@@ -32,6 +32,8 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
     dropped = round(p * _LEVELS)
     if dropped == 0:
         return x
+    if dropped == _LEVELS:
+        return x * 0
     seed = int(torch.randint(1 << 62, ()))
     words = np.random.SFC64(seed).random_raw((x.numel() + 3) // 4)
     bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)

@@ -49,11 +49,15 @@ class StopRequest:
 
 @contextmanager
 def finish_step_on_signal() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request that the loop looks at; outside the main thread it never comes."""
+    """Turn SIGINT and SIGTERM into a request that the loop looks at; outside the main thread it never comes.
+
+    A signal that the process ignores (as a shell makes its background jobs do with SIGINT) stays ignored.
+    """
     request = StopRequest()
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
-            request.previous[number] = signal.signal(number, request.notice)
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                request.previous[number] = signal.signal(number, request.notice)
     try:
         yield request
     finally:

@@ -1,4 +1,4 @@
-"""AdamW and its learning rate, as Hugging Face's trainer has them by default."""
+"""AdamW and its learning rate: the defaults of Hugging Face's trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
-    """Return the rate of a step (from 0): linear warm-up over warmup_ratio of all steps, then linear decay to 0."""
+    """Return the rate of a step (from 0): linear warm-up over warmup_ratio of all steps, then linear decay to 0.
+
+        warm-up, s < w = ceil(warmup_ratio · total):   rate · (s + 1) / w
+        decay, s >= w:                                 rate · (total - s) / (total - w)
+
+    transformers' linear schedule, except that its warm-up is one step behind (s / w), so that its first step changes
+    nothing and costs as much as any.
+    """
     warmup = math.ceil(config.warmup_ratio * total)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import sys
@@ -14,15 +15,22 @@ from typing import Any
 
 import yaml
 
-from indexes.storage import check_target, remove_folder, write_json, write_lines, write_text
+from indexes.storage import check_target, remove_folder, remove_stale, write_json, write_lines, write_text
 from retrieval.encoder import Encoder
 from retrieval.errors import InputError
+from retrieval.models import save_model
 from retrieval.train_config import TrainConfig
+from retrieval.yamlfiles import read_yaml
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("rankwright", "torch", "transformers", "sentence-transformers", "tokenizers", "numpy", "faiss-cpu")
 
 # Settings that change no weight: a resumed run may have others.
-_FREE = {"out", "logging_steps", "save_steps", "save_total_limit", "eval_full", "device"}
+_FREE = {"out", "logging_steps", "save_steps", "save_total_limit", "eval_full"}
+# What a run writes, in the order in which --overwrite deletes it: half of it gone, the rest is still a run to resume.
+_OURS = ("result.json", "model", "checkpoints", "metrics.jsonl", "data.json")
+_HEADER = "# A training run of Rankwright. To repeat it: rankwright train --config THIS_FILE --out ANOTHER_FOLDER\n"
 
 
 class RunFolder:
@@ -30,72 +38,154 @@ class RunFolder:
 
     Files: `config.yaml` (resolved settings; `train --config` reloads them to the same run), `data.json` (hashes of
     what is trained on), `environment.json`, `metrics.jsonl`, `result.json` (only of a finished run), `checkpoints/`,
-    `model/`.
+    `model/`. A folder is known as a run by the first line of its `config.yaml`; no other one is ever deleted from.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def prepare(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-        """Make the folder ready, or return the result of a run that is already finished.
+    def check(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+        """Say whether the run may begin here, and return the result of one that is already finished.
 
         Raises:
-            InputError: the folder exists and neither `resume` nor `overwrite` is asked for, or the settings of the
-                run to resume differ.
+            InputError: the folder exists and neither `resume` nor `overwrite` is asked for, it is no training run,
+                or the settings of the run to resume differ.
 
         """
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other")
         if self.path.exists() and not self.path.is_dir():
             raise InputError("is a file; --out takes a folder", path=self.path)
-        occupied = self.path.is_dir() and any(self.path.iterdir())
-        known = (self.path / "config.yaml").is_file()
-        if occupied and resume and known:
-            self._check_settings(config)
-            if (self.path / "result.json").is_file():
-                found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-                return found
-        elif occupied and overwrite and known:
-            remove_folder(self.path)
-        elif occupied:
-            fix = (
-                "use --resume or --overwrite, or another --out" if known else "it is no training run; use another --out"
-            )
-            raise InputError(f"exists already; {fix}", path=self.path)
+        if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+            if not self._is_run():
+                raise InputError("exists already and is no training run; use another --out", path=self.path)
+            if resume:
+                self._check_settings(config)
+                if (self.path / "result.json").is_file():
+                    return _finished(self.path / "result.json")
+            elif overwrite:
+                self._refuse_to_delete(config.model)
+            else:
+                raise InputError("exists already; use --resume or --overwrite, or another --out", path=self.path)
         check_target(self.path / "config.yaml", overwrite=True)
-        text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-        write_text(self.path / "config.yaml", text)
-        write_json(self.path / "environment.json", environment())
         return None
 
+    def begin(
+        self, config: TrainConfig, fingerprints: Mapping[str, str], *, resume: bool, overwrite: bool
+    ) -> dict[str, Any] | None:
+        """Check again, now that nobody else can write here; then clear the folder and write what the run starts from.
+
+        Args:
+            config: the settings.
+            fingerprints: hashes of what is trained on, by name; a run to resume must have had the same.
+            resume: keep what is there.
+            overwrite: delete an earlier run.
+
+        Raises:
+            InputError: as `check`, or data or start model have changed since the run to resume began.
+
+        """
+        finished = self.check(config, resume=resume, overwrite=overwrite)
+        if finished is not None:
+            return finished
+        now = environment()
+        if resume:
+            self._check_fingerprints(fingerprints)
+            self._warn_of_environment(now)
+        else:
+            for name in _OURS:
+                _delete(self.path / name)
+        for folder in (self.path, self.path / "checkpoints"):
+            remove_stale(folder)
+        settings = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+        write_text(self.path / "config.yaml", _HEADER + settings)
+        write_json(self.path / "environment.json", now)
+        write_json(self.path / "data.json", fingerprints)
+        return None
+
+    def _is_run(self) -> bool:
+        try:
+            with (self.path / "config.yaml").open(encoding="utf-8") as file:
+                return file.readline() == _HEADER
+        except (OSError, ValueError):
+            return False
+
     def _check_settings(self, config: TrainConfig) -> None:
-        before = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        now = config.to_dict()
+        path = self.path / "config.yaml"
+        before, now = read_yaml(path), config.to_dict()
         for name in sorted((before.keys() | now.keys()) - _FREE):
             if before.get(name) != now.get(name):
                 message = f"{name} was {before.get(name)!r} in the run to resume and is {now.get(name)!r} now"
-                raise InputError(f"{message}; a resumed run needs the same settings", path=self.path)
+                raise InputError(f"{message}; a resumed run needs the same settings", path=path)
 
-    def check_data(self, data: str, weights: str) -> None:
-        """Remember the hashes of data and start model; refuse to resume with others."""
-        path, now = self.path / "data.json", {"data": data, "start_model": weights}
-        if not path.is_file():
-            write_json(path, now)
-            return
-        before = json.loads(path.read_text(encoding="utf-8"))
+    def _refuse_to_delete(self, model: str) -> None:
+        start, out = Path(model).expanduser().resolve(), self.path.resolve()
+        if start == out or any(start.is_relative_to(out / name) for name in _OURS):
+            raise InputError(f"--model {model} lies in --out, where --overwrite would delete it", path=self.path)
+
+    def _check_fingerprints(self, now: Mapping[str, str]) -> None:
+        path = self.path / "data.json"
+        before = _read_json(path) if path.is_file() else {}
         for name, value in now.items():
-            if before.get(name) != value:
-                what = name.replace("_", " ")
-                message = f"the {what} has changed since the run began ({before.get(name)} then, {value} now)"
-                raise InputError(f"{message}; start again with --overwrite", path=self.path)
+            if before.get(name, value) != value:
+                message = f"the {name} has changed since the run began ({before[name]} then, {value} now)"
+                raise InputError(f"{message}; start again with --overwrite", path=path)
+
+    def _warn_of_environment(self, now: Mapping[str, Any]) -> None:
+        path = self.path / "environment.json"
+        before = _flat(_read_json(path)) if path.is_file() else {}
+        for name, value in _flat(now).items():
+            if before.get(name, value) != value:
+                message = (
+                    "%s was %s when the run began and is %s now: the weights may differ from an uninterrupted run's"
+                )
+                logger.warning(message, name, before[name], value)
 
     def write_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Publish metrics.jsonl, one JSON object per line."""
-        write_lines(self.path / "metrics.jsonl", (json.dumps(line) for line in lines))
+        write_lines(self.path / "metrics.jsonl", (json.dumps(line, allow_nan=False) for line in lines))
+
+    def write_model(self, encoder: Encoder, card: str) -> None:
+        """Publish `model/`; the encoder's prompts and lengths become its own, so that others encode alike."""
+        first = encoder.model[0]
+        for name, side in (("query", encoder.query), ("document", encoder.document)):
+            encoder.model.prompts[name] = side.prompt
+            if hasattr(first, f"{name}_length"):
+                setattr(first, f"{name}_length", side.max_length)
+        _delete(self.path / "model")
+        save_model(encoder.model, self.path / "model", card=card)
 
     def write_result(self, **values: Any) -> None:
         """Publish result.json, which marks the run as finished."""
         write_json(self.path / "result.json", values)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        remove_folder(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _finished(path: Path) -> dict[str, Any]:
+    result = _read_json(path)
+    if missing := {"steps", "best_step", "dev"} - result.keys():
+        raise InputError(f"lacks {', '.join(sorted(missing))}; delete it and --resume makes it again", path=path)
+    return result
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read one of the run's own files."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"is damaged ({error}); delete it and --resume makes it again", path=path) from None
+    return value if isinstance(value, dict) else {}
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    packages: dict[str, Any] = values.get("packages", {})
+    return {key: value for key, value in values.items() if not isinstance(value, dict)} | packages
 
 
 def environment() -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
 
 from retrieval.errors import InputError, did_you_mean
@@ -57,10 +60,14 @@ class TrainConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be >= {least}, got {value}")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{f.name} must be a finite number, got {value}")
+            if value is not None and f.name in _LEAST and value < _LEAST[f.name]:
+                raise InputError(f"{f.name} must be >= {_LEAST[f.name]}, got {value}")
+        if self.seed >= 2**63:
+            raise InputError(f"seed must be below 2**63, got {self.seed}")
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate must be > 0, got {self.learning_rate}")
         if not 0 <= self.warmup_ratio <= 1:
@@ -85,7 +92,10 @@ class TrainConfig:
         """
         types = {f.name: str(f.type) for f in fields(cls)}
         given: dict[str, Any] = {}
-        loss = dict(values.get("loss_settings") or {})
+        settings = values.get("loss_settings") or {}
+        if not isinstance(settings, Mapping):
+            raise InputError(f"setting 'loss_settings' got {settings!r}; wanted a mapping")
+        loss = {str(name): value for name, value in settings.items()}
         for key, value in values.items():
             if key.startswith("loss.") and key != "loss.name":
                 loss[key.removeprefix("loss.")] = value
@@ -131,19 +141,22 @@ def _typed(name: str, value: Any, annotation: str) -> Any:
         return None
     base = annotation.split(" ")[0]
     if base == "tuple[str,":
-        return (value,) if isinstance(value, str) else tuple(map(str, value or ()))
+        if isinstance(value, str | Path):
+            return (str(value),)
+        if value is None or isinstance(value, list | tuple):
+            return tuple(map(str, value or ()))
     if base == "bool" and isinstance(value, bool):
         return value
-    if base == "str" and isinstance(value, str | int | float) and not isinstance(value, bool):
+    if base == "str" and isinstance(value, str | int | float | Path) and not isinstance(value, bool):
         return str(value)
     if base in ("int", "float") and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if base == "float" and number == number:
-            return number
-        if base == "int" and number == number and number.is_integer():
-            return int(number)
-    wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(base, "text")
+        with contextlib.suppress(ValueError, OverflowError):
+            if base == "float":
+                return float(value)
+            number = value if isinstance(value, int) else float(value)
+            if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
+                number = int(value)  # a seed of 60 bits survives
+            if number == int(number):
+                return int(number)
+    wanted = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}.get(base, "a list")
     raise InputError(f"setting {name!r} got {value!r}; wanted {wanted}")

@@ -6,17 +6,17 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from indexes.storage import locked, remove_folder
+from indexes.storage import locked
 from retrieval.attention import set_attention
-from retrieval.batches import Batch, Batcher, micro_batches
+from retrieval.batches import Batch, Batcher
 from retrieval.checkpoints import (
     Progress,
     checkpoint_folder,
@@ -24,24 +24,25 @@ from retrieval.checkpoints import (
     load_checkpoint,
     load_weights,
     remove_old_checkpoints,
+    resumable_step,
     save_checkpoint,
 )
-from retrieval.encoder import Encoder, token_batches
+from retrieval.encoder import Encoder
 from retrieval.errors import InputError, require
 from retrieval.fast_dropout import use_fast_dropout
 from retrieval.interrupts import finish_step_on_signal
-from retrieval.models import save_model
 from retrieval.optimizer import learning_rate, make_optimizer
 from retrieval.progress import progress as progress_bar
 from retrieval.run_folder import RunFolder, model_card
+from retrieval.steps import TokenizedBatch, backward, steps_ahead, steps_per_epoch
 from retrieval.train_config import TrainConfig
 from retrieval.training_data import TrainingData, load_training_data
 from retrieval.validation import MEASURE, DevSet, full_score, make_dev_set
 
 if TYPE_CHECKING:
-    import torch
-
     from rankers.losses import RankingLoss
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +69,6 @@ class TrainResult:
     dev: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """One batch with its texts tokenised."""
-
-    batch: Batch
-    queries: list[list[int]]
-    documents: list[list[int]]
-
-
 def train(
     config: TrainConfig | None = None, *, resume: bool = False, overwrite: bool = False, **settings: Any
 ) -> TrainResult:
@@ -96,16 +88,34 @@ def train(
         TrainingStoppedError: when the loss or a gradient is not finite.
 
     """
-    config = config or TrainConfig.from_dict(settings)
-    require("torch", "train")
+    config = _config(config, settings)
     loss = build_loss(config)
     folder = RunFolder(Path(config.out))
-    finished = folder.prepare(config, resume=resume, overwrite=overwrite)
-    if finished is not None:
-        logger.info("%s is finished (%d steps); nothing to do", config.out, finished["steps"])
-        return TrainResult(Path(config.out), finished["steps"], finished["best_step"], finished["dev"])
-    with locked(folder.path):
-        return _Run(config, loss, folder).finish()
+    finished = folder.check(config, resume=resume, overwrite=overwrite)
+    if finished is None:
+        run = _Run(config, loss, folder)
+        with locked(folder.path):
+            # Nothing is deleted or written before settings, model and data have proved good.
+            finished = folder.begin(config, run.fingerprints(), resume=resume, overwrite=overwrite)
+            if finished is None:
+                return run.finish()
+    logger.info("%s is finished (%d steps); nothing to do", config.out, finished["steps"])
+    return TrainResult(folder.path, finished["steps"], finished["best_step"], finished["dev"])
+
+
+def dry_run(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> int:
+    """Check settings, run folder, model and data as :func:`train` would, write nothing, return the number of steps."""
+    folder = RunFolder(Path(config.out))
+    loss = build_loss(config)
+    folder.check(config, resume=resume, overwrite=overwrite)
+    return _Run(config, loss, folder).total_steps
+
+
+def _config(config: TrainConfig | None, settings: dict[str, Any]) -> TrainConfig:
+    require("torch", "train")
+    if config is None or settings:
+        return TrainConfig.from_dict((config.to_dict() if config else {}) | settings)
+    return config
 
 
 def build_loss(config: TrainConfig) -> RankingLoss:
@@ -119,7 +129,7 @@ def build_loss(config: TrainConfig) -> RankingLoss:
 
 
 class _Run:
-    """One run in one process: data, model, optimizer, and where it stands."""
+    """One run in one process: data, model, optimizer, and where it stands. Nothing is written before `finish`."""
 
     def __init__(self, config: TrainConfig, loss: RankingLoss, folder: RunFolder) -> None:
         import torch
@@ -150,7 +160,7 @@ class _Run:
         )
         if self.batcher.dropped:
             logger.info("%d training rows have no positive of the loss's grade and are left out", self.batcher.dropped)
-        self.steps_per_epoch = math.ceil(len(self.batcher.epoch(0)) / config.gradient_accumulation_steps)
+        self.steps_per_epoch = steps_per_epoch(self.batcher, config.gradient_accumulation_steps)
         epochs = math.ceil(config.num_train_epochs * self.steps_per_epoch)
         self.total_steps = config.max_steps if config.max_steps > 0 else max(1, epochs)
         self.model = self.encoder.model
@@ -159,23 +169,26 @@ class _Run:
         self.optimizer = make_optimizer(self.model, self.loss, config)
         self.progress = Progress()
         self.dev: DevSet | None = None
-        if config.eval_strategy != "no" and self.data.dev_queries:
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return hashes of the data and of the start model."""
+        return {"data": self.data.fingerprint(), "start model": self.encoder.fingerprint()["weights_sha256"]}
+
+    def finish(self) -> TrainResult:
+        """Run what is left of the run, choose the model, publish it."""
+        if self.data.dev_queries:
             self.dev = make_dev_set(
                 self.data.dev_queries,
                 self.data.dev_qrels,
                 self.data.collection.corpus,
-                pool_size=config.eval_pool_size,
-                seed=config.seed,
+                pool_size=self.config.eval_pool_size,
+                seed=self.config.seed,
             )
-        self.folder.check_data(self.data.fingerprint(), self.encoder.fingerprint()["weights_sha256"])
-
-    def finish(self) -> TrainResult:
-        """Run what is left of the run, choose the model, publish it."""
-        steps = checkpoint_steps(self.folder.path)
-        if steps:
-            last = checkpoint_folder(self.folder.path, steps[-1])
+        step = resumable_step(self.folder.path)
+        if step is not None:
+            last = checkpoint_folder(self.folder.path, step)
             self.progress = load_checkpoint(last, self.model, self.loss, self.optimizer)
-            logger.info("going on from step %d of %d", self.progress.step, self.total_steps)
+            logger.info("going on from step %d of %d", step, self.total_steps)
         self.folder.write_metrics(self.progress.metrics)
         if self.dev is not None and self.progress.best_step < 0:
             self._validate()
@@ -190,27 +203,29 @@ class _Run:
         self.model.train()
         set_attention(self.model, training=True)
         started, pairs = time.perf_counter(), 0
-        losses: list[float] = []
-        label = f"training {config.loss}"
-        with (
-            progress_bar(total=self.total_steps, unit="steps", label=label) as bar,
-            finish_step_on_signal() as stop,
-        ):
+        batches_of_steps = steps_ahead(
+            self.batcher,
+            self.encoder,
+            first=state.step,
+            total=self.total_steps,
+            accumulation=config.gradient_accumulation_steps,
+        )
+        bar: Any = progress_bar(total=self.total_steps, unit="steps", label=f"training {config.loss}")
+        with bar, closing(batches_of_steps), finish_step_on_signal() as stop:
             bar.update(state.step)
-            for prepared in self._ahead():
+            for batches in batches_of_steps:
                 if self._is_over():
                     break
-                value, norm = self._step(prepared)
-                state.step += 1
-                losses.append(value)
-                pairs += sum(len(p.batch.query_ids) for p in prepared)
+                norm = self._step(batches)
+                pairs += sum(len(b.batch.query_ids) for b in batches)
                 bar.update(1)
                 if state.step % config.logging_steps == 0 or state.step == self.total_steps:
-                    rate = pairs / (time.perf_counter() - started)
-                    bar.set_postfix(loss=f"{np.mean(losses):.4f}", pairs_per_s=f"{rate:.0f}")
-                    self._log(loss=float(np.mean(losses)), grad_norm=norm, pairs_per_second=rate, **state.causes)
-                    started, pairs, losses = time.perf_counter(), 0, []
-                if self._due(config.eval_strategy == "steps" and config.eval_steps, config.eval_strategy == "epoch"):
+                    rate, loss = pairs / (time.perf_counter() - started), float(np.mean(state.losses))
+                    state.losses = []
+                    bar.set_postfix(loss=f"{loss:.4f}", pairs_per_s=f"{rate:.0f}")
+                    self._log(loss=loss, grad_norm=norm, pairs_per_second=rate, **state.causes)
+                    started, pairs = time.perf_counter(), 0
+                if self._validation_is_due():
                     self._validate()
                     started, pairs = time.perf_counter(), 0
                 if stop.requested or state.step % config.save_steps == 0 or state.step == self.total_steps:
@@ -224,71 +239,32 @@ class _Run:
         patience = self.config.early_stopping_patience
         return self.progress.step >= self.total_steps or bool(patience and self.progress.stale >= patience)
 
-    def _due(self, every: int | bool, at_epoch_end: bool) -> bool:
-        """Whether this step ends a validation interval; never twice for one step."""
+    def _validation_is_due(self) -> bool:
         if self.dev is None:
             return False
         step = self.progress.step
-        ends_epoch = at_epoch_end and step % self.steps_per_epoch == 0
-        return ends_epoch or (bool(every) and step % every == 0) or step == self.total_steps
+        interval = self.config.eval_steps if self.config.eval_strategy == "steps" else self.steps_per_epoch
+        return step % interval == 0 or step == self.total_steps
 
-    def _ahead(self) -> Iterator[list[_Prepared]]:
-        """Yield each step's batches from where the run stands, made and tokenised one step ahead of their use."""
-        with ThreadPoolExecutor(1) as pool:
-            steps = self._steps()
-            waiting = pool.submit(next, steps, None)
-            while (prepared := waiting.result()) is not None:
-                waiting = pool.submit(next, steps, None)
-                yield prepared
-
-    def _steps(self) -> Iterator[list[_Prepared]]:
-        first = self.progress.step
-        for epoch in range(first // self.steps_per_epoch, math.ceil(self.total_steps / self.steps_per_epoch)):
-            groups = micro_batches(self.batcher, epoch, self.config.gradient_accumulation_steps)
-            for step, numbers in enumerate(groups, start=epoch * self.steps_per_epoch):
-                if first <= step < self.total_steps:
-                    yield [self._prepare(self.batcher.make(n.tolist(), epoch)) for n in numbers]
-
-    def _prepare(self, batch: Batch) -> _Prepared:
-        encoder = self.encoder
-        return _Prepared(
-            batch,
-            encoder.tokenize(batch.queries, encoder.query),
-            encoder.tokenize(batch.documents, encoder.document),
-        )
-
-    def _step(self, prepared: Sequence[_Prepared]) -> tuple[float, float]:
-        """Take one optimizer step and return (loss, gradient norm before clipping)."""
-        import torch
-
-        tensors = [self._targets(p.batch) for p in prepared]
-        total = sum(int(self.loss.count(labels, where)) for labels, where in tensors)
-        value = 0.0
-        for item, (labels, where) in zip(prepared, tensors, strict=True):
-            self.progress.causes = dict(Counter(self.progress.causes) + item.batch.causes)
-            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.encoder.precision == "bf16"):
-                queries = embed(self.encoder, item.queries)
-                documents = embed(self.encoder, item.documents)
-            scores = queries[torch.from_numpy(item.batch.row_query).to(queries.device)] @ documents.T
-            # Divided by the counts of the whole step: uneven batches weigh what they hold.
-            share = self.loss(scores, labels, where) * (int(self.loss.count(labels, where)) / max(1, total))
-            value += float(share.detach())
-            self._refuse_if_not_finite(value, prepared)
-            share.backward()
+    def _step(self, batches: Sequence[TokenizedBatch]) -> float:
+        """Take one optimizer step and return the norm of its gradient before clipping."""
+        state, queries = self.progress, [name for b in batches for name in _names(b.batch)]
+        value = backward(self.encoder, self.loss, batches)
+        self._refuse_if_not_finite("the loss", value, queries)
         norm = self._clip()
-        self._refuse_if_not_finite(norm, prepared)
-        rate = learning_rate(self.progress.step, self.total_steps, self.config)
+        self._refuse_if_not_finite("the gradient", norm, queries)
+        rate = learning_rate(state.step, self.total_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return value, norm
-
-    def _targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        import torch
-
-        device = self.model.device
-        return torch.from_numpy(batch.labels).to(device), torch.from_numpy(batch.where).to(device)
+        state.step += 1
+        state.losses.append(value)
+        causes = Counter(state.causes)
+        for b in batches:
+            causes.update(b.batch.causes)
+        state.causes = dict(causes)
+        return norm
 
     def _clip(self) -> float:
         import torch
@@ -296,27 +272,31 @@ class _Run:
         limit = self.config.max_grad_norm or math.inf
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
 
-    def _refuse_if_not_finite(self, value: float, prepared: Sequence[_Prepared]) -> None:
+    def _refuse_if_not_finite(self, what: str, value: float, queries: Sequence[str], step: int | None = None) -> None:
         if math.isfinite(value):
             return
-        ids = [
-            name or text[:40] for p in prepared for name, text in zip(p.batch.query_ids, p.batch.queries, strict=True)
-        ]
-        steps = checkpoint_steps(self.folder.path)
-        last = f"the checkpoint of step {steps[-1]} is intact" if steps else "no checkpoint was due yet"
-        raise TrainingStoppedError(
-            f"loss or gradient is {value} at step {self.progress.step + 1}; batch of queries {', '.join(ids[:8])}"
-            f"{', …' if len(ids) > 8 else ''}; {last}; try a lower learning_rate (now {self.config.learning_rate:g})"
-        )
+        names = ", ".join(queries[:8]) + (", …" if len(queries) > 8 else "")
+        step = self.progress.step + 1 if step is None else step
+        found = checkpoint_steps(self.folder.path)
+        last = f"the checkpoint of step {found[-1]} is intact" if found else "no checkpoint was due yet"
+        fix = f"start again with --overwrite and a lower learning_rate (now {self.config.learning_rate:g})"
+        raise TrainingStoppedError(f"{what} is {value} at step {step}, queries {names}; {last}; {fix}")
+
+    def _refuse_broken_vectors(self) -> None:
+        """Stop before a model that has stopped making vectors is measured or saved: a gradient cannot tell."""
+        row = self.batcher.rows[0]
+        vector = self._as_in_search(lambda: self.encoder.encode_query([row.query]))
+        self._refuse_if_not_finite("an embedding", float(vector.sum()), [row.query_id], self.progress.step)
 
     # --- what is kept ---------------------------------------------------------------------------------------------
 
     def _validate(self) -> None:
         """Measure the model on the pool; keep it when it is the best so far."""
-        if self.dev is None:
+        dev, state = self.dev, self.progress
+        if dev is None:
             return
-        score = self._measured(lambda: self.dev.score(self.encoder, self.data.collection.corpus) if self.dev else 0.0)
-        state = self.progress
+        self._refuse_broken_vectors()
+        score = self._as_in_search(lambda: dev.score(self.encoder, self.data.collection.corpus))
         better = score > state.best_score
         if better:
             state.best_score, state.best_step, state.stale = score, state.step, 0
@@ -327,19 +307,19 @@ class _Run:
         if better:
             self._save()
 
-    def _measured(self, measure: Any) -> float:
-        """Run `measure` with the model as it is used for search, and put it back into training."""
+    def _as_in_search(self, measure: Callable[[], T]) -> T:
+        """Return `measure()` with the model as it is used for search, and put it back into training."""
         import torch
 
         training, random = self.model.training, torch.get_rng_state()
         self.model.eval()
         set_attention(self.model, training=False)
         self.encoder.weights_changed()
-        score = float(measure())
+        found = measure()
         set_attention(self.model, training=training)
         self.model.train(training)
         torch.set_rng_state(random)
-        return score
+        return found
 
     def _log(self, **values: float) -> None:
         state = self.progress
@@ -352,6 +332,7 @@ class _Run:
         state = self.progress
         folder = checkpoint_folder(self.folder.path, state.step)
         if not folder.exists():
+            self._refuse_broken_vectors()
             save_checkpoint(folder, state, self.model, self.loss, self.optimizer)
         limit = self.config.save_total_limit
         remove_old_checkpoints(self.folder.path, keep=[state.best_step], limit=limit)
@@ -373,45 +354,24 @@ class _Run:
         elif f"last_full_{MEASURE}" in scores:
             scores[f"best_full_{MEASURE}"] = scores[f"last_full_{MEASURE}"]
         self.encoder.weights_changed()
-        apply_lengths(self.encoder)
-        result = TrainResult(self.folder.path, last_step, best_step, scores)
-        target = self.folder.path / "model"
-        if target.exists():
-            remove_folder(target)
-        save_model(self.model, target, card=model_card(self.config, self.encoder, self.loss.settings, result.dev))
+        self.folder.write_model(self.encoder, model_card(self.config, self.encoder, self.loss.settings, scores))
         self.folder.write_result(steps=last_step, best_step=best_step, dev=scores, causes=state.causes)
-        logger.info("model of step %d in %s", best_step, target)
-        return result
+        logger.info("model of step %d in %s", best_step, self.folder.path / "model")
+        return TrainResult(self.folder.path, last_step, best_step, scores)
 
     def _full(self, which: str) -> dict[str, float]:
         if not self.config.eval_full:
             return {}
         corpus = self.data.collection.corpus
         name = f"{which}_full_{MEASURE}"
-        score = self._measured(lambda: full_score(self.encoder, corpus, self.data.dev_queries, self.data.dev_qrels))
+        queries, qrels = self.data.dev_queries, self.data.dev_qrels
+        score = self._as_in_search(lambda: full_score(self.encoder, corpus, queries, qrels))
         self._log(**{f"dev_{name}": score})
         logger.info("%s model: dev %s over all %d documents %.4f", which, MEASURE, len(corpus), score)
         return {name: score}
 
 
-def embed(encoder: Encoder, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Return the (n, dim) embeddings with their graph, computed in batches of similar length, in the given order."""
-    import torch
-
-    order: list[int] = []
-    parts: list[torch.Tensor] = []
-    for positions in token_batches([len(ids) for ids in tokens], encoder.batch_tokens):
-        order += positions
-        parts.append(encoder.forward([tokens[position] for position in positions]))
-    inverse = torch.empty(len(order), dtype=torch.long)
-    inverse[torch.tensor(order)] = torch.arange(len(order))
-    return torch.cat(parts)[inverse.to(parts[0].device)]
-
-
-def apply_lengths(encoder: Encoder) -> None:
-    """Write prompts and lengths into the model, so that plain sentence-transformers encodes as this encoder does."""
-    first = encoder.model[0]
-    for name, side in (("query", encoder.query), ("document", encoder.document)):
-        encoder.model.prompts[name] = side.prompt
-        if hasattr(first, f"{name}_length"):
-            setattr(first, f"{name}_length", side.max_length)
+def _names(batch: Batch) -> list[str]:
+    """Return how a message names the queries of a batch: by id, or by text where the id was made from that."""
+    pairs = zip(batch.query_ids, batch.queries, strict=True)
+    return [repr(text[:40]) if query_id.startswith("text:") else query_id for query_id, text in pairs]

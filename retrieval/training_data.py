@@ -6,13 +6,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrieval.batches import Judgements, LabelRule, collect_judgements
+from retrieval.batches import ANY_GRADE, Judgements, LabelRule, collect_judgements
 from retrieval.collection import Collection
-from retrieval.errors import InputError, did_you_mean
+from retrieval.errors import InputError
 from retrieval.rows import TrainingRow, read_rows, rows_from_qrels
 from retrieval.splits import carve_dev
 from retrieval.train_config import TrainConfig
@@ -48,7 +48,7 @@ class TrainingData:
         """Return how grades become the labels that a loss accepts."""
         return LabelRule(
             several=entry.several_positives,
-            positive_from=float(settings.get("positive_from", 1.0)),
+            positive_from=float(settings.get("positive_from", 1.0)) if entry.labels == "binary" else ANY_GRADE,
             scale=self.max_grade if entry.labels == "probability" else 1.0,
         )
 
@@ -69,49 +69,65 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     id, texts that are near-equal together); with eval_strategy=no every training query is trained on.
 
     Raises:
-        InputError: when a split is missing, or a row is bad (with file and line).
+        InputError: when a split that is named is missing, or a row is bad (with file and line).
 
     """
     collection = Collection.load(config.data)
-    qrels = _split(collection, config.train_split, needed=not config.rows)
+    # Splits named by the user must exist; those of the defaults need not, where rows or carving stand in for them.
+    train_split = _known(collection, config.train_split, needed=not config.rows or _is_named(config, "train_split"))
+    qrels = collection.qrels(train_split) if train_split else {}
     rows = _rows(config, collection)
     dev_qrels: Qrels = {}
     if config.eval_strategy != "no":
-        if config.dev_split in collection.splits:
-            dev_qrels = collection.qrels(config.dev_split)
-        elif qrels:
-            qrels, dev_qrels = carve_dev(qrels, collection.queries(config.train_split))
-            logger.info(
-                "no split %r: %d of the %d training queries were carved for it",
-                config.dev_split,
-                len(dev_qrels),
-                len(qrels) + len(dev_qrels),
-            )
+        if dev_split := _known(collection, config.dev_split, needed=_is_named(config, "dev_split")):
+            dev_qrels = collection.qrels(dev_split)
+        elif train_split:
+            qrels, dev_qrels = _carve(qrels, collection.queries(train_split))
         else:
             logger.warning("no split %r and no training qrels to carve it from: nothing is validated", config.dev_split)
     queries = collection.queries() if dev_qrels else {}
     dev_queries = {q: queries[q] for q in dev_qrels if q in queries}
+    if dev_qrels and not any(grade > 0 for q in dev_queries for grade in dev_qrels[q].values()):
+        logger.warning("no dev query has a relevant document: nothing is validated")
+        dev_queries = {}
     kept = _without_dev(rows, dev_queries)
     if not kept:
-        raise InputError(f"no training rows in {', '.join(config.rows) or config.data}")
-    grades = [grade for judged in collect_judgements(kept, qrels).values() for grade in judged.values()]
+        where = ", ".join(config.rows) or config.data
+        raise InputError(
+            f"no training rows in {where} beside those of dev queries; is the dev split the training split?"
+        )
+    judgements = collect_judgements(kept, qrels)
     return TrainingData(
         collection=collection,
         rows=kept,
-        judgements=collect_judgements(kept, qrels),
+        judgements=judgements,
         dev_queries=dev_queries,
         dev_qrels={q: dev_qrels[q] for q in dev_queries},
-        max_grade=max([1.0, *grades]),
+        max_grade=max([1.0, *(grade for judged in judgements.values() for grade in judged.values())]),
     )
 
 
-def _split(collection: Collection, split: str, *, needed: bool) -> Qrels:
+def _is_named(config: TrainConfig, setting: str) -> bool:
+    """Whether a setting differs from its default."""
+    return any(f.name == setting and f.default != getattr(config, setting) for f in fields(config))
+
+
+def _known(collection: Collection, split: str, *, needed: bool) -> str | None:
+    """Return the split, or None if it does not exist and is not needed."""
     if split in collection.splits:
-        return collection.qrels(split)
+        return split
     if needed:
-        hint = did_you_mean(split, collection.splits) if collection.splits else "; it has no qrels at all"
-        raise InputError(f"the collection {collection.name} has no split {split!r}{hint} (or give --rows)")
-    return {}
+        collection.qrels_path(split)  # raises, with the nearest name
+    return None
+
+
+def _carve(qrels: Qrels, queries: Mapping[str, str]) -> tuple[Qrels, Qrels]:
+    try:
+        kept, carved = carve_dev(qrels, queries)
+    except InputError as error:
+        raise InputError(f"{error}; turn validation off with --eval-strategy no") from None
+    logger.info("no dev split: %d of the %d training queries were carved for it", len(carved), len(qrels))
+    return kept, carved
 
 
 def _rows(config: TrainConfig, collection: Collection) -> list[TrainingRow]:

@@ -7,8 +7,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
@@ -75,8 +77,11 @@ def _dispatch(arguments: list[str]) -> int:
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
         raise InputError(f"unknown verb {verb!r}{did_you_mean(verb, VERBS)}")
-    if threading_is_main():
-        signal.signal(signal.SIGTERM, _terminate)
+    with _terminating():
+        return _run_verb(verb, rest)
+
+
+def _run_verb(verb: str, rest: list[str]) -> int:
     module = import_module(f"retrieval.cli.{verb.replace('-', '_')}")
     parser = Parser(
         prog=f"rankwright {verb}",
@@ -136,11 +141,20 @@ class _LineFormatter(logging.Formatter):
         return message if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {message}"
 
 
-def threading_is_main() -> bool:
-    """Whether signals may be handled here (tests call `main` from other threads)."""
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Turn SIGTERM into an exception, except where signals cannot be handled (in another thread) or are ignored."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) in (
+        signal.SIG_IGN,
+        None,
+    ):
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
@@ -149,7 +163,8 @@ def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
 
 def _interrupted(arguments: list[str], number: signal.Signals) -> int:
     resumable = bool(arguments) and arguments[0] in ("train", "encode") and "--resume" not in arguments
-    hint = "; go on with the same command and --resume" if resumable else ""
+    how = "--resume instead of --overwrite" if "--overwrite" in arguments else "the same command and --resume"
+    hint = f"; go on with {how}" if resumable else ""
     print(f"\nstopped by {number.name}; every file written is whole{hint}", file=sys.stderr)
     return 128 + int(number)
 

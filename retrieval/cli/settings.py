@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from retrieval.errors import InputError, did_you_mean
-from retrieval.textfiles import numbered_lines
+from retrieval.yamlfiles import read_yaml
 
 
 def apply_settings(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
@@ -22,23 +22,34 @@ def apply_settings(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
     Raises:
         InputError: at an unknown key or flag (naming the nearest valid one) or a value of the wrong type.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--config")
     first.add_argument("--set", action="append", default=[], dest="assignments")
-    early, _ = first.parse_known_args([a for a in arguments if a not in ("-h", "--help")])
-    values = read_yaml(Path(early.config)) if early.config else {}
-    values.update(parse_assignment(text) for text in early.assignments)
+    try:
+        early, _ = first.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}; see: {parser.prog} --help") from None
+    values = flatten(read_yaml(Path(early.config))) if early.config is not None else {}
+    for text in early.assignments:
+        key, value = parse_assignment(text)
+        values = {**values, **flatten({key: value})}
 
     actions = {a.dest: a for a in parser._actions if a.dest not in ("help", "version", "config", "assignments")}
     nested: dict[str, Any] = {}
-    for key, value in flatten(values).items():
+    lists: dict[str, Any] = {}
+    for key, value in values.items():
         dest = key.replace("-", "_")
+        if dest.removesuffix(".name") in actions:  # loss: {name: bixse, scale: 20}
+            dest = dest.removesuffix(".name")
         if "." in dest and parser.get_default("nested") is not None:
             nested[dest] = value
         elif dest in actions:
             action = actions[dest]
-            action.default = _checked(parser, action, value)
             action.required = False
+            if isinstance(action, argparse._AppendAction):
+                lists[dest] = list(value) if isinstance(value, list) else [value]
+            else:
+                action.default = _checked(parser, action, value)
         else:
             raise InputError(f"unknown setting {key!r}{did_you_mean(dest, actions)}")
     args, unknown = parser.parse_known_intermixed_args(list(arguments))  # flags may stand between positionals
@@ -47,28 +58,18 @@ def apply_settings(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
         kind = "flag" if unknown[0].startswith("-") else "argument"
         hint = did_you_mean(unknown[0].split("=")[0], flags) if kind == "flag" else ""
         raise InputError(f"unknown {kind} {unknown[0]!r}{hint}; see: {parser.prog} --help")
+    for dest, value in lists.items():  # as a default, the list would be added to and not replaced
+        if getattr(args, dest) is None:
+            setattr(args, dest, value)
     args.nested = nested
     return args
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping; errors name file and line."""
-    text = "\n".join(line for _, line in numbered_lines(path))
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8") if path.suffix != ".gz" else text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = getattr(error, "problem", None) or "cannot be parsed"
-        raise InputError(f"not YAML: {reason}", path=path, line=mark.line + 1 if mark else None) from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(f"got a YAML {type(values).__name__}; wanted a mapping of settings", path=path)
-    return {str(key): value for key, value in values.items()}
-
-
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """Split `key=value`; the value is read as YAML, so 2e-5, true, [1, 2] and words mean what they look like."""
+    """Split `key=value`; the value is read as YAML, so 2e-5, true, [1, 2] and {scale: 20} are what they look like.
+
+    Other text is taken as it is: `query_prompt=query: ` ends in a space and is no mapping.
+    """
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise InputError(f"--set got {text!r}; wanted KEY=VALUE")
@@ -76,9 +77,12 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         parsed = value
-    if isinstance(parsed, str):  # YAML 1.1 reads 2e-5 as a word
-        with contextlib.suppress(ValueError):
-            parsed = float(parsed)
+    is_plain = value.lstrip()[:1] not in tuple("'\"[{")
+    if is_plain and (isinstance(parsed, list | dict | str) or not isinstance(parsed, bool | int | float | None)):
+        parsed = value
+        if value.strip()[:1] in tuple("+-.0123456789"):
+            with contextlib.suppress(ValueError):
+                parsed = float(value)  # YAML 1.1 reads 2e-5 as a word
     return key.strip(), parsed
 
 
@@ -99,9 +103,12 @@ def _checked(parser: argparse.ArgumentParser, action: argparse.Action, value: An
         if not isinstance(value, bool):
             raise InputError(f"setting {action.dest!r} got {value!r}; wanted true or false")
         return value
-    if value is None or isinstance(value, list):
+    if value is None or action.nargs is not None:
         return value
+    if isinstance(value, bool | list):
+        wanted = "a number" if action.type in (int, float) else "text; put it in quotes"
+        raise InputError(f"setting {action.dest!r} got {value!r}; wanted {wanted}")
     try:
-        return parser._get_values(action, [str(value)]) if action.nargs is None else value
+        return parser._get_values(action, [str(value)])
     except argparse.ArgumentError as error:
         raise InputError(f"setting {action.dest!r}: {error.message}") from None

