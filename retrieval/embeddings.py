@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,8 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.neighbors import check_vectors
-from indexes.storage import check_target, open_folder, publishing, remove_folder, write_lines, writing
+from indexes.neighbors import Vectors, check_vectors
+from indexes.storage import (
+    Artifact,
+    check_target,
+    locked,
+    open_folder,
+    publishing,
+    read_folder,
+    remove_folder,
+    write_lines,
+    writing,
+)
 from retrieval.collection import Collection
 from retrieval.errors import InputError
 from retrieval.ids import IdTable
@@ -42,7 +53,7 @@ class StoredEmbeddings:
     """
 
     ids: IdTable
-    vectors: NDArray[np.float32]
+    vectors: Vectors
     manifest: dict[str, Any]
 
 
@@ -56,102 +67,127 @@ def encode_collection(
     overwrite: bool = False,
     resume: bool = False,
 ) -> None:
-    """Encode all documents, or the queries of a split, into the folder `out`.
+    """Encode all documents, or the queries of a split (None: all queries), into the folder `out`.
 
-    Work is kept in hidden parts beside `out`, so that `resume` encodes only what is missing.
+    Work is kept in a hidden folder of parts beside `out`, so that `resume` encodes only what is missing; where `out`
+    is complete it does nothing.
 
     Raises:
-        InputError: `out` exists, or there are parts of another model or other data to resume from.
+        InputError: `out` exists; or what there is to resume from is of another model or other data.
+        ValueError: a vector that is not finite; names the text's id.
+        StorageError: another process is writing here.
     """
-    check_target(out, overwrite=overwrite)
-    ids, texts = _documents(collection) if side == "document" else _queries(collection, split)
-    for number, text_id in enumerate(ids):
-        check_id(text_id, f"{side} id of row {number}")
-    manifest = {
-        "kind": KIND,
-        "side": side,
-        "model": encoder.fingerprint(),
-        "rows": len(ids),
-        "data_sha256": _hash(collection, ids, side),
-    }
-    parts = _Parts(out, manifest, resume=resume)
-    known = encoder.document if side == "document" else encoder.query
-    starts = [start for start in range(0, len(ids), PART) if not parts.has(start)]
-    blocks = (texts(range(start, min(start + PART, len(ids)))) for start in starts)
-    unit = "docs" if side == "document" else "queries"
-    left = sum(min(PART, len(ids) - start) for start in starts)
-    for start, vectors in zip(starts, encoder.encode_blocks(blocks, known, total=left, unit=unit), strict=True):
-        parts.write(start, check_vectors(vectors, encoder.dim, ids[start : start + len(vectors)]))
-    with publishing(out, manifest, overwrite=overwrite) as folder:
-        with writing(folder / "embeddings.npy") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), encoder.dim)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, len(ids), PART):
-                file.write(parts.read(start).astype("<f4", copy=False).tobytes())
-        write_lines(folder / "ids.txt", ids)
-    parts.remove()
+    if side == "document" and split is not None:
+        raise InputError(f"split {split!r} is of queries; it goes with --side query")
+    check_target(out, overwrite=overwrite or resume)
+    ids, texts, data_sha256 = _documents(collection) if side == "document" else _queries(collection, split)
+    for row, text_id in enumerate(ids):
+        check_id(text_id, f"{side} id of row {row}")
+    key = {"side": side, "model": encoder.fingerprint(), "data_sha256": data_sha256}
+    if resume and not overwrite and os.path.lexists(out):
+        _refuse_unless_finished(out, key)
+        return
+    with locked(parts_folder := out.parent / f".{out.name}.parts"):
+        parts = _Parts(parts_folder, key, (len(ids), encoder.dim), resume=resume)
+        starts = [start for start in range(0, len(ids), PART) if not parts.has(start)]
+        blocks = (texts(range(start, min(start + PART, len(ids)))) for start in starts)
+        known, unit = (encoder.document, "docs") if side == "document" else (encoder.query, "queries")
+        left = sum(min(PART, len(ids) - start) for start in starts)
+        for start, vectors in zip(starts, encoder.encode_blocks(blocks, known, total=left, unit=unit), strict=True):
+            parts.write(start, check_vectors(vectors, encoder.dim, ids[start : start + len(vectors)]))
+        manifest = {"kind": KIND, **key, "rows": len(ids)}
+        with publishing(out, manifest, overwrite=overwrite) as folder:
+            with writing(folder / "embeddings.npy") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), encoder.dim)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(ids), PART):
+                    file.write(parts.read(start).tobytes())
+            write_lines(folder / "ids.txt", ids)
+        remove_folder(parts_folder)
+
+
+def _refuse_unless_finished(out: Path, key: dict[str, Any]) -> None:
+    manifest = open_folder(out, kind=KIND).manifest
+    for name, value in key.items():
+        if manifest.get(name) != value:
+            message = f"is complete, but of another {'model' if name == 'model' else name}; choose another place"
+            raise InputError(f"{message} or ask for --overwrite", path=out)
+    logger.info("%s is complete (%d rows); nothing to do", out, manifest["rows"])
 
 
 class _Parts:
-    """The hidden folder of finished parts, which belongs to one model and one set of texts."""
+    """Finished parts in a folder that one process holds; the name of each tells what it was made from."""
 
-    def __init__(self, out: Path, manifest: Mapping[str, Any], *, resume: bool) -> None:
-        self.folder = out.parent / f".{out.name}.parts"
-        key = json.dumps({name: manifest[name] for name in ("side", "model", "data_sha256")}, sort_keys=True)
-        path = self.folder / "key.json"
-        if self.folder.is_dir() and not resume:
-            remove_folder(self.folder)
-        if path.is_file() and path.read_text(encoding="utf-8") != key + "\n":
-            raise InputError("parts of another model or other data lie here; run without --resume", path=self.folder)
-        write_lines(path, [key])
+    def __init__(self, folder: Path, key: dict[str, Any], shape: tuple[int, int], *, resume: bool) -> None:
+        self.folder, self.shape, self.resume = folder, shape, resume
+        text = json.dumps({**key, "part": PART}, sort_keys=True)
+        self.name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        path = folder / "key.json"
+        if resume and path.is_file() and path.read_text(encoding="utf-8") != text + "\n":
+            raise InputError("parts of another model or other data lie here; run without --resume", path=folder)
+        write_lines(path, [text])
 
     def _path(self, start: int) -> Path:
-        return self.folder / f"part-{start:012d}.npy"
+        return self.folder / f"part-{self.name}-{start:012d}.npy"
 
     def has(self, start: int) -> bool:
-        return self._path(start).is_file()
+        """Whether an earlier run left this part, and whole."""
+        try:
+            return self.resume and bool(len(self.read(start)))
+        except (InputError, OSError):
+            return False
 
-    def write(self, start: int, vectors: NDArray[np.float32]) -> None:
+    def write(self, start: int, vectors: Vectors) -> None:
         with writing(self._path(start)) as file:
             np.lib.format.write_array(file, vectors, allow_pickle=False)
 
-    def read(self, start: int) -> NDArray[np.float32]:
-        vectors: NDArray[np.float32] = np.load(self._path(start), allow_pickle=False)
-        return vectors
-
-    def remove(self) -> None:
-        remove_folder(self.folder)
+    def read(self, start: int) -> Vectors:
+        rows, dim = self.shape
+        return load_array(self._path(start), np.float32, (min(PART, rows - start), dim))
 
 
-def _documents(collection: Collection) -> tuple[Sequence[str], Any]:
+def _documents(collection: Collection) -> tuple[Sequence[str], Callable[[range], list[str]], str]:
     corpus = collection.corpus
-    return corpus.ids, corpus.texts
+    return corpus.ids, corpus.texts, corpus.sha256
 
 
-def _queries(collection: Collection, split: str | None) -> tuple[Sequence[str], Any]:
+def _queries(collection: Collection, split: str | None) -> tuple[Sequence[str], Callable[[range], list[str]], str]:
     queries = collection.queries(split)
     texts = list(queries.values())
-    return list(queries), lambda rows: texts[rows.start : rows.stop]
-
-
-def _hash(collection: Collection, ids: Sequence[str], side: TargetSide) -> str:
-    if side == "document":
-        return collection.corpus.sha256
-    queries = collection.queries()
-    return hashlib.sha256(json.dumps([[i, queries[i]] for i in ids]).encode("utf-8")).hexdigest()
+    data_sha256 = hashlib.sha256(json.dumps(list(queries.items())).encode("utf-8")).hexdigest()
+    return list(queries), lambda rows: texts[rows.start : rows.stop], data_sha256
 
 
 def load_embeddings(folder: str | Path, *, verify: Literal["full", "size"] = "full") -> StoredEmbeddings:
-    """Open a folder that :func:`encode_collection` published, every byte of it checked."""
-    artifact = open_folder(folder, kind=KIND, verify=verify)
-    vectors = np.load(artifact.path / "embeddings.npy", mmap_mode="r", allow_pickle=False)
-    ids = read_ids(artifact.path / "ids.txt")
-    if vectors.ndim != 2 or vectors.dtype != np.float32 or len(vectors) != len(ids):
-        message = (
-            f"embeddings.npy is {vectors.dtype} {vectors.shape} for {len(ids)} ids; wanted float32 ({len(ids)}, dim)"
-        )
-        raise InputError(message, path=folder)
-    return StoredEmbeddings(ids, vectors, artifact.manifest)
+    """Open a folder that :func:`encode_collection` published, every byte of it checked.
+
+    Raises:
+        StorageError: there is no such folder, or a file is missing, altered or cut off.
+    """
+
+    def read(artifact: Artifact) -> StoredEmbeddings:
+        ids = read_ids(artifact.path / "ids.txt")
+        dim = artifact.manifest["model"]["dim"]
+        vectors = load_array(artifact.path / "embeddings.npy", np.float32, (len(ids), dim))
+        return StoredEmbeddings(ids, vectors, artifact.manifest)
+
+    return read_folder(folder, read, kind=KIND, verify=verify)
+
+
+def load_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Map a .npy file into memory; what its header promises is neither allocated nor unpickled.
+
+    Raises:
+        InputError: the file is no array, or not of this type and shape; both are named.
+    """
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"is no array that can be read ({error})", path=path) from error
+    if array.dtype != dtype or array.shape != shape:
+        wanted = f"{np.dtype(dtype)} {shape}"
+        raise InputError(f"holds {array.dtype} {array.shape}, wanted {wanted}; build the folder again", path=path)
+    return array
 
 
 def read_ids(path: Path) -> IdTable:

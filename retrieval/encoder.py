@@ -8,7 +8,7 @@ Pooling, everything after it, and the vectors are float32 (cosine to fp32 >= 0.9
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -22,6 +22,7 @@ from retrieval.errors import InputError
 from retrieval.models import load_model, resolve_model, weights_sha256
 from retrieval.precision import resolve_device, resolve_precision
 from retrieval.progress import progress
+from retrieval.textfiles import has_lone_surrogate
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +49,9 @@ class Encoder:
     Attributes:
         model: the sentence-transformers model; its weights stay float32.
         query, document: prompt and length of each side.
-        precision: "fp32" or "bf16", that of the transformer's arithmetic.
-        source: what the model was loaded from, as the user named it.
-
+        precision: "fp32" or "bf16", that of the transformer's arithmetic; static embeddings have none.
+        source: where the model was loaded from: a `package:` or hub name, or an absolute path.
+        pooling: the pooling that was asked for; None where the model's own is used.
     """
 
     def __init__(
@@ -61,13 +62,15 @@ class Encoder:
         query: Side,
         document: Side,
         precision: str = "fp32",
+        pooling: str | None = None,
         batch_tokens: int | None = None,
     ) -> None:
         if batch_tokens is not None and batch_tokens < 1:
             raise InputError(f"batch_tokens must be >= 1, got {batch_tokens}")
         self.model, self.source = model.eval(), source
-        self.query, self.document = query, document
-        self.precision = precision
+        self.query, self.document, self.pooling = query, document, pooling
+        self._is_static = not hasattr(model[0], "auto_model")
+        self.precision = "fp32" if self._is_static else precision
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
         self._inference_transformer: torch.nn.Module | None = None
         # A fast tokenizer holds its truncation length as state: two threads would cut each other's texts.
@@ -100,16 +103,17 @@ class Encoder:
 
         Raises:
             InputError: when the model cannot be found or loaded, or a length exceeds its positions.
-
         """
         where = resolve_device(device)
-        loaded = load_model(resolve_model(model), where, pooling)
+        place = resolve_model(model)
+        loaded = load_model(place, where, pooling)
         return cls(
             loaded,
-            source=model,
+            source=model if model.startswith("package:") else place,
             query=_side(loaded, "query", query_prompt, query_max_length),
             document=_side(loaded, "document", document_prompt, document_max_length),
             precision=resolve_precision(precision, where),
+            pooling=pooling,
             batch_tokens=batch_tokens,
         )
 
@@ -119,7 +123,7 @@ class Encoder:
         return int(self.model.get_embedding_dimension() or 0)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return everything that decides the vectors; two encoders with equal fingerprints fill one index."""
+        """Return everything that decides the vectors, and what is needed to load this encoder again."""
         modules = [f"{type(module).__name__}: {_settings(module)}" for module in self.model]
         return {
             "source": self.source,
@@ -131,6 +135,7 @@ class Encoder:
             "document_prompt": self.document.prompt,
             "query_max_length": self.query.max_length,
             "document_max_length": self.document.max_length,
+            "pooling": self.pooling,
             "precision": self.precision,
         }
 
@@ -145,6 +150,10 @@ class Encoder:
     def _encode(self, texts: Sequence[str], side: Side, unit: str) -> Embeddings:
         if isinstance(texts, str):
             raise InputError("got one string; wanted a list of texts")
+        for position, text in enumerate(texts):
+            if not isinstance(text, str) or has_lone_surrogate(text):
+                got = "half a surrogate pair" if isinstance(text, str) else type(text).__name__
+                raise InputError(f"text {position} of {len(texts)} is {got}; wanted a string of characters")
         blocks = (list(texts[i : i + BLOCK]) for i in range(0, len(texts), BLOCK))
         found = list(self.encode_blocks(blocks, side, total=len(texts), unit=unit))
         return np.concatenate(found) if found else np.empty((0, self.dim), dtype=np.float32)
@@ -171,7 +180,10 @@ class Encoder:
                 yield result
 
     def tokenize(self, texts: Sequence[str], side: Side) -> list[list[int]]:
-        """Return the token ids of each text, prompt and special tokens included, cut to the side's length."""
+        """Return the token ids of each text, prompt and special tokens included, cut to the side's length.
+
+        A text without any token (an empty one, for some tokenizers) becomes one padding token.
+        """
         prompted = [side.prompt + text for text in texts] if side.prompt else list(texts)
         if not prompted:
             return []
@@ -187,14 +199,17 @@ class Encoder:
                 return_attention_mask=False,
                 return_token_type_ids=False,
             )["input_ids"]
-        return ids
+            filler = [self.model.tokenizer.pad_token_id or 0]
+        return [row or filler for row in ids]
 
     def forward(self, tokens: Sequence[Sequence[int]], transformer: torch.nn.Module | None = None) -> torch.Tensor:
         """Return the (n, dim) float32 embeddings of token lists, in the caller's gradient and autocast mode.
 
-        Everything after the first module runs in float32, whatever precision that module computed in.
+        Everything after the first module runs in float32, whatever precision that module computed in. A model that
+        is to be cut to its first dimensions (`truncate_dim`) is, and its unit vectors are made so again.
         """
         import torch
+        from torch.nn.functional import normalize
 
         device = self.model.device
         first, *rest = self.model
@@ -206,7 +221,11 @@ class Encoder:
                     features[name] = features[name].float()
             for module in rest:
                 features = module(features)
-        embedding: torch.Tensor = features["sentence_embedding"]
+            embedding: torch.Tensor = features["sentence_embedding"]
+            if embedding.shape[1] > self.dim:
+                embedding = embedding[:, : self.dim]
+                if self.model.similarity_fn_name == "cosine":
+                    embedding = normalize(embedding, dim=1)
         return embedding
 
     def weights_changed(self) -> None:
@@ -230,10 +249,6 @@ class Encoder:
             with self._tokenizing:  # the copy holds the tokenizer too
                 self._inference_transformer = copy.deepcopy(self.model[0]).to(torch.bfloat16).eval()
         return self._inference_transformer
-
-    @property
-    def _is_static(self) -> bool:
-        return hasattr(self.model[0], "embedding") and not hasattr(self.model[0], "auto_model")
 
     def _features(self, tokens: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         import torch
@@ -263,25 +278,52 @@ def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[in
         yield batch
 
 
+def first_difference(
+    known: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str] = ()
+) -> tuple[str, Any, Any] | None:
+    """Return (what, known value, value now) of the first thing in which two fingerprints disagree, or None.
+
+    Where a model was loaded from does not matter, nor in which precision; the pooling shows in the modules.
+    """
+    for name, value in known.items():
+        if name not in ("source", "precision", "pooling", *ignored) and now.get(name) != value:
+            return name, value, now.get(name)
+    return None
+
+
 def _side(model: SentenceTransformer, name: str, prompt: str | None, max_length: int | None) -> Side:
-    first = model[0]
-    own = getattr(first, f"{name}_length", None) or model.max_seq_length
-    limit = None if own is None or own == float("inf") else int(own)
-    if max_length is not None:
-        _check_length(name, max_length, first)
+    """Fill in the model's own prompt and length where none is given.
+
+    Prompts are those of sentence-transformers' encode_query and encode_document, but an empty "document" prompt does
+    not hide one that is called "passage" or "corpus".
+    """
     if prompt is None:
         names = (name,) if name == "query" else (name, "passage", "corpus")
-        default = model.prompts.get(model.default_prompt_name or "", "")
-        prompt = next((model.prompts[key] for key in names if model.prompts.get(key)), default)
-    return Side(prompt or "", max_length if max_length is not None else limit)
-
-
-def _check_length(name: str, max_length: int, first: Any) -> None:
-    positions = getattr(getattr(first, "config", None), "max_position_embeddings", None)
+        prompt = next(filter(None, map(model.prompts.get, names)), "")
+    positions = _positions(model[0])
+    if max_length is None:
+        own = getattr(model[0], f"{name}_length", None) or model.max_seq_length
+        limits = [limit for limit in (own, positions) if limit is not None]
+        # A tokenizer without a limit says infinity, or a number with thirty digits.
+        longest = min(limits, default=float("inf"))
+        return Side(prompt, int(longest) if longest < 1e9 else None)
     if max_length < 3:
         raise InputError(f"{name}_max_length must be at least 3 (two special tokens and a word), got {max_length}")
     if positions is not None and max_length > positions:
         raise InputError(f"{name}_max_length {max_length} exceeds the model's {positions} positions; lower it")
+    return Side(prompt, max_length)
+
+
+def _positions(first: Any) -> int | None:
+    """Return how many tokens a model has positions for, or None where there is no end to them.
+
+    In RoBERTa and its kin the first positions stand for padding, so the longest text is shorter than the table.
+    """
+    for module in first.modules():
+        table: Any = getattr(module, "position_embeddings", None)
+        if getattr(table, "padding_idx", None) is not None:
+            return int(table.num_embeddings) - int(table.padding_idx) - 1
+    return getattr(getattr(first, "config", None), "max_position_embeddings", None)
 
 
 def _settings(module: Any) -> str:

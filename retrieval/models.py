@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from indexes.storage import publish_plain
+from indexes.storage import publish_plain, writing
 from retrieval.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -23,10 +26,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POOLING = ("mean", "cls", "max", "lasttoken")
+# What a model on the hub consists of: no code, and no weights that are pickled or for other engines.
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.safetensors"]
+_NOT_OURS = ["onnx/*", "openvino/*"]
+_PICKLED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
 
 def resolve_model(model: str) -> str:
-    """Turn what `--model` takes into a folder or a hub id.
+    """Turn what `--model` takes into the absolute path of a folder, or leave it as a hub id.
 
     Args:
         model: a model folder, the `--out` of a training verb (its `model/` is used), a hub id such as
@@ -35,25 +42,20 @@ def resolve_model(model: str) -> str:
 
     Raises:
         InputError: when the folder is not a model, or the package or its sub-path is missing.
-
     """
-    if model.startswith("package:"):
-        return str(_inside_package(model))
-    folder = Path(model).expanduser()
-    if folder.suffix == ".safetensors" and folder.is_file():
-        return str(folder)
-    if folder.is_dir():
-        for candidate in (folder, folder / "model"):
-            if (candidate / "modules.json").is_file() or (candidate / "config.json").is_file():
-                return str(candidate)
-        unfinished = (folder / "checkpoints").is_dir()
-        fix = (
-            "the run did not finish; go on with --resume"
-            if unfinished
-            else "wanted a sentence-transformers or HF folder"
-        )
+    if not model.strip():
+        raise InputError("--model is empty; it takes a folder, a hub id, or package:MODULE/SUBPATH")
+    place = _inside_package(model) if model.startswith("package:") else Path(model).expanduser()
+    if place.suffix == ".safetensors" and place.is_file():
+        return str(place.resolve())
+    if place.is_dir():
+        for folder in (place, place / "model"):
+            if (folder / "modules.json").is_file() or (folder / "config.json").is_file():
+                return str(folder.resolve())
+        unfinished = (place / "checkpoints").is_dir()
+        fix = "the run did not finish; go on with --resume" if unfinished else "wanted a folder that holds one"
         raise InputError(f"holds no model (no modules.json or config.json, here or in model/): {fix}", path=model)
-    if folder.exists():
+    if place.exists():
         raise InputError("is a file; --model takes a folder, a hub id, or package:MODULE/SUBPATH", path=model)
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise InputError("no such model folder", path=model)
@@ -63,14 +65,15 @@ def resolve_model(model: str) -> str:
 def _inside_package(model: str) -> Path:
     module, _, inside = model.removeprefix("package:").partition("/")
     spec = find_spec(module) if module.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None:
         pip = module.replace("_", "-")
         raise InputError(f"--model {model}: the package {module!r} is not installed; run: pip install {pip}")
-    root = Path(next(iter(spec.submodule_search_locations))).resolve()
-    found = (root / inside).resolve()
-    if not found.is_relative_to(root) or not (found.is_dir() or (found.suffix == ".safetensors" and found.is_file())):
-        below = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("_")))
-        raise InputError(f"--model {model}: the package has no model {inside!r}; it has: {below or 'none'}")
+    root = Path(os.path.normpath(next(iter(spec.submodule_search_locations or [os.devnull]))))
+    # By name only: an installer may have linked the files into the package.
+    found = Path(os.path.normpath(root / inside))
+    if not found.is_relative_to(root) or not found.exists():
+        below = sorted(p.name for p in root.glob("*/") if p.name[0] not in "_.")
+        raise InputError(f"--model {model}: the package has no {inside!r}; it has: {', '.join(below) or 'no folders'}")
     return found
 
 
@@ -80,44 +83,75 @@ def load_model(source: str, device: torch.device, pooling: str | None = None) ->
     Args:
         source: what :func:`resolve_model` returned; a `.safetensors` word table beside a tokenizer (as `wordllama`
             ships) is loaded as static embeddings.
-        device: where the weights go.
+        device: where the weights go; they become float32, whatever the files hold.
         pooling: for an HF encoder without pooling of its own: mean (default), cls, max or lasttoken.
 
-    Raises:
-        InputError: when the model is missing, incomplete, pickled, or brings code of its own.
+    Returns:
+        The model. That of a cosine model gives unit vectors, so that a dot product is its similarity everywhere.
 
+    Raises:
+        InputError: when the model is missing, incomplete, pickled, of a kind that we do not run as
+            sentence-transformers would, or brings code of its own.
     """
     require("sentence_transformers", "train")
-    folder = Path(source)
-    if folder.is_dir():
-        refuse_unsafe(folder)
-    quiet_loading()
+    if pooling is not None and pooling not in POOLING:
+        raise InputError(f"unknown pooling {pooling!r}; wanted one of {', '.join(POOLING)}")
+    path = Path(source)
+    if not path.exists():
+        path = _from_hub(source)
+    if path.is_dir():
+        refuse_unsafe(path)
     try:
-        return _normalising(_load(source, device, pooling))
+        with _loading_quietly() as missing:
+            model = _load(path, device, pooling)
     except InputError:
         raise
-    except (OSError, KeyError, ValueError, ImportError, RuntimeError) as error:
+    except Exception as error:  # four libraries read these files, and each has errors of its own
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        kind = (
-            "the folder cannot be loaded" if folder.is_dir() else "not on this machine, and the hub gave no such model"
-        )
-        raise InputError(f"--model {source}: {kind} ({reason})") from error
+        raise InputError(f"cannot be loaded as a model ({reason}); is the download complete?", path=path) from error
+    if missing:
+        message = f"its weights lack {missing[0]} ({len(missing)} entries in all); is the download complete?"
+        raise InputError(message, path=path)
+    _refuse_unsupported(model, path)
+    return _normalising(model.float())
 
 
-def _load(source: str, device: torch.device, pooling: str | None) -> SentenceTransformer:
+def _from_hub(name: str) -> Path:
+    """Fetch a model, or find it in the hub's cache: one request, where loading by name would repeat many for a minute.
+
+    A name without a slash is sentence-transformers' own, as in that library, or one of the hub's oldest models.
+    """
+    from huggingface_hub import snapshot_download
+
+    names = [name] if "/" in name else [f"sentence-transformers/{name}", name]
+    reason = ""
+    for repository in names:
+        try:
+            return Path(snapshot_download(repository, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_OURS))
+        except Exception as error:  # of the network stack, whichever it is in this release
+            reason = reason or str(error).strip().partition("\n")[0][:300]
+    raise InputError(f"--model {name}: no such folder, and nothing from the hub ({reason})")
+
+
+def _load(path: Path, device: torch.device, pooling: str | None) -> SentenceTransformer:
+    import torch
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    if source.endswith(".safetensors"):
-        return _static(Path(source), device)
-    if pooling is not None:
-        return _with_pooling(source, pooling, device)
-    return SentenceTransformer(
-        source, device=str(device), trust_remote_code=False, model_kwargs={"use_safetensors": True}
-    )
+    weights = {"use_safetensors": True, "dtype": torch.float32}
+    has_own = path.is_file() or (path / "modules.json").is_file()
+    if pooling is not None and has_own:
+        raise InputError("has its own pooling; --pooling is for plain HF encoders", path=path)
+    if path.is_file():
+        return _static(path, device)
+    if pooling is None:
+        return SentenceTransformer(str(path), device=str(device), trust_remote_code=False, model_kwargs=weights)
+    transformer = Transformer(str(path), model_kwargs=weights)
+    modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling)]
+    return SentenceTransformer(modules=modules, device=str(device))
 
 
 def _normalising(model: SentenceTransformer) -> SentenceTransformer:
-    """Make the vectors of a cosine model unit length, so that a dot product is its similarity everywhere."""
     from sentence_transformers.sentence_transformer.modules import Normalize
 
     if model.similarity_fn_name == "cosine" and not isinstance(model[-1], Normalize):
@@ -150,24 +184,31 @@ def _static(weights: Path, device: torch.device) -> SentenceTransformer:
     )
 
 
-def quiet_loading() -> None:
-    """Silence transformers' own bar over the weights: it is not progress that a user waits for."""
+@contextmanager
+def _loading_quietly() -> Iterator[list[str]]:
+    """Keep transformers' bar and tables off the terminal; yield the weights that its report calls missing.
+
+    It would go on with random numbers in their place. Poolers are left out: no sentence embedding uses them.
+    """
     from transformers.utils import logging as transformers_logging
 
+    missing: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logger.debug("%s", record.getMessage())
+            for line in record.getMessage().splitlines():
+                name, _, status = line.partition("|")
+                if status.strip().startswith("MISSING") and "pooler" not in name:
+                    missing.append(name.strip())
+
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _with_pooling(source: str, pooling: str, device: torch.device) -> SentenceTransformer:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
-    if pooling not in POOLING:
-        raise InputError(f"unknown pooling {pooling!r}; wanted one of {', '.join(POOLING)}")
-    if (Path(source) / "modules.json").is_file():
-        raise InputError(f"--model {source} has its own pooling; --pooling is for plain HF encoders")
-    transformer = Transformer(source, model_kwargs={"use_safetensors": True})
-    modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling)]
-    return SentenceTransformer(modules=modules, device=str(device))
+    library = logging.getLogger("transformers")
+    before, library.handlers = library.handlers, [Listener()]
+    try:
+        yield missing
+    finally:
+        library.handlers = before
 
 
 def refuse_unsafe(folder: Path) -> None:
@@ -175,15 +216,16 @@ def refuse_unsafe(folder: Path) -> None:
     for path in sorted(folder.rglob("*.json")):
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise InputError(f"cannot be read as JSON ({error}); is the download complete?", path=path) from None
         if isinstance(config, dict) and "auto_map" in config:
             raise InputError("brings code of its own (auto_map), which is never run; use a model without it", path=path)
         if path.name == "modules.json":
             _refuse_foreign_modules(config, path)
-    weights = {path.suffix for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin", ".pt", ".pkl")}
-    if weights and ".safetensors" not in weights:
-        raise InputError("holds pickled weights only; convert them to safetensors", path=folder)
+    for path in sorted(folder.rglob("*")):
+        is_ours = not any(path.relative_to(folder).match(pattern) for pattern in _NOT_OURS)
+        if is_ours and path.suffix in _PICKLED and not any(path.parent.glob("*.safetensors")):
+            raise InputError("is pickled, which can run code; convert it to safetensors", path=path)
 
 
 def _refuse_foreign_modules(config: Any, path: Path) -> None:
@@ -194,6 +236,24 @@ def _refuse_foreign_modules(config: Any, path: Path) -> None:
         inside = (path.parent / str(module.get("path", ""))).resolve()
         if not inside.is_relative_to(path.parent.resolve()):
             raise InputError(f"points outside the model folder: {module.get('path')!r}", path=path)
+
+
+def _refuse_unsupported(model: SentenceTransformer, path: Path) -> None:
+    """Refuse a model whose vectors would silently differ from those that sentence-transformers gives."""
+    from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
+
+    first = model[0]
+    if not isinstance(first, Transformer | StaticEmbedding):
+        raise InputError(f"begins with {type(first).__name__}; wanted a text encoder or static embeddings", path=path)
+    if first.modalities != ["text"] or getattr(first, "processing_kwargs", None):
+        raise InputError(f"reads {first.modalities} through a processor of its own; wanted plain text", path=path)
+    if model.similarity_fn_name not in ("cosine", "dot"):
+        raise InputError(f"compares by {model.similarity_fn_name}; only cosine and dot can be searched", path=path)
+    if any(isinstance(module, Pooling) and not module.include_prompt for module in model):
+        raise InputError("leaves the prompt out of its pooling (include_prompt), which is not supported", path=path)
+    words, rows = len(model.tokenizer.get_vocab()), getattr(getattr(first, "config", None), "vocab_size", 0)
+    if words < rows / 2:  # tables are padded by some rows, and a tokenizer without its files has five words
+        raise InputError(f"has a tokenizer of {words} words for {rows} word vectors; are its files missing?", path=path)
 
 
 def weights_sha256(model: SentenceTransformer) -> str:
@@ -211,7 +271,7 @@ def weights_sha256(model: SentenceTransformer) -> str:
 
 def _tokenizer_state(model: SentenceTransformer) -> str:
     backend = getattr(model.tokenizer, "backend_tokenizer", model.tokenizer)
-    state = json.loads(backend.to_str()) if hasattr(backend, "to_str") else {"tokenizer": repr(model.tokenizer)}
+    state = json.loads(backend.to_str()) if hasattr(backend, "to_str") else model.tokenizer.get_vocab()
     # How long the last batch was is state of the object, not of the model.
     state.pop("truncation", None)
     state.pop("padding", None)
@@ -222,4 +282,5 @@ def save_model(model: SentenceTransformer, folder: Path, *, card: str) -> None:
     """Publish `model` as a sentence-transformers folder with `card` as its README.md; `folder` must not exist."""
     with publish_plain(folder) as temporary:
         model.save(str(temporary), create_model_card=False)
-        (temporary / "README.md").open("w", encoding="utf-8").write(card)
+        with writing(temporary / "README.md") as file:
+            file.write(card.encode("utf-8"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval.errors import InputError
+from retrieval.errors import InputError, require
 
 if TYPE_CHECKING:
     import torch
@@ -15,14 +16,14 @@ _BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 
 def resolve_device(device: str = "auto") -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:i`; an absent one is an InputError."""
+    require("torch", "train")
     import torch
 
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"unknown device {device!r}; wanted auto, cpu or cuda[:i]") from None
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", device):
+        raise InputError(f"unknown device {device!r}; wanted auto, cpu or cuda[:i]")
+    found = torch.device(device)
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {device!r} is not here ({torch.cuda.device_count()} CUDA devices); try --device cpu")
     return found

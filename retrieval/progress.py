@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from tqdm import tqdm
 
@@ -18,7 +18,13 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
-def progress(items: Iterable[T] | None = None, *, total: int | None = None, unit: str, label: str) -> tqdm[T] | Any:
+@overload
+def progress(items: Iterable[T], *, total: int | None = None, unit: str, label: str) -> tqdm[T]: ...
+@overload
+def progress(items: None = None, *, total: int | None = None, unit: str, label: str) -> tqdm[Any]: ...
+def progress(
+    items: Iterable[T] | None = None, *, total: int | None = None, unit: str, label: str
+) -> tqdm[T] | tqdm[Any]:
     """Wrap `items` in a bar, or return a bar to `.update(n)`; `unit` is what is counted, such as "docs"."""
     hidden = _quiet or not sys.stderr.isatty()
     return tqdm(

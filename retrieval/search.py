@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from indexes import FaissIndex, Neighbors
-from indexes.neighbors import Vectors
+from indexes.neighbors import Vectors, check_k, check_vectors
 from indexes.storage import Artifact, check_target, publishing, read_folder, write_lines, writing
 from retrieval.corpus import Corpus
-from retrieval.embeddings import load_embeddings, read_ids
+from retrieval.embeddings import load_array, load_embeddings, read_ids
+from retrieval.encoder import BLOCK, first_difference
 from retrieval.errors import InputError
 from retrieval.ids import IdTable
+from retrieval.progress import progress
 from retrieval.trec import Run, check_id, ranked
 
 if TYPE_CHECKING:
@@ -74,20 +77,23 @@ def build_index(
     """
     target = Path(out)
     check_target(target, overwrite=overwrite)
-    if (embeddings is None) == (encoder is None) or (encoder is not None and collection is None):
-        raise InputError("an index is built from --model and --data, or from --embeddings")
     if store_text and collection is None:
         raise InputError("--store-text needs --data, where the texts are")
-    corpus = collection.corpus if collection is not None else None
-    ids: Sequence[str]
-    if embeddings is not None:
-        ids, vectors, model = _stored(embeddings, corpus)
-    elif encoder is not None and corpus is not None:
+    corpus = None if collection is None else collection.corpus
+    make_vectors: Callable[[], Vectors]
+    if embeddings is not None and encoder is None:
+        ids, stored, model = _stored(embeddings, corpus)
+        make_vectors = partial(np.ascontiguousarray, stored)
+    elif embeddings is None and encoder is not None and corpus is not None:
         ids, model = corpus.ids, encoder.fingerprint()
-        vectors = _encode(encoder, corpus)
+        make_vectors = partial(_encode, encoder, corpus)
+    else:
+        raise InputError("an index is built from --model and --data, or from --embeddings")
+    # What can be wrong with ids and settings shows before the long part.
     for row, doc_id in enumerate(ids):
         check_id(doc_id, f"document id of row {row}")
-    index = FaissIndex(vectors.shape[1], factory, search_parameters=search_parameters)
+    index = FaissIndex(model["dim"], factory, search_parameters=search_parameters)
+    vectors = make_vectors()
     index.train_and_add(vectors, ids)
     manifest: dict[str, Any] = {"kind": KIND, "model": model, "documents": len(ids)}
     if corpus is not None:
@@ -101,19 +107,15 @@ def build_index(
 
 def _encode(encoder: Encoder, corpus: Corpus) -> Vectors:
     vectors = np.empty((len(corpus), encoder.dim), dtype=np.float32)
-    filled = 0
-    for block in encoder.encode_blocks(_text_blocks(corpus), encoder.document, total=len(corpus)):
-        vectors[filled : filled + len(block)] = block
-        filled += len(block)
+    starts = range(0, len(corpus), BLOCK)
+    texts = (corpus.texts(range(start, min(start + BLOCK, len(corpus)))) for start in starts)
+    blocks = encoder.encode_blocks(texts, encoder.document, total=len(corpus))
+    for start, block in zip(starts, blocks, strict=True):
+        vectors[start : start + len(block)] = check_vectors(block, encoder.dim, corpus.ids[start : start + len(block)])
     return vectors
 
 
-def _text_blocks(corpus: Corpus, size: int = 2_048) -> Iterator[list[str]]:
-    for start in range(0, len(corpus), size):
-        yield corpus.texts(range(start, min(start + size, len(corpus))))
-
-
-def _stored(folder: str | Path, corpus: Corpus | None) -> tuple[Sequence[str], Vectors, dict[str, Any]]:
+def _stored(folder: str | Path, corpus: Corpus | None) -> tuple[IdTable, Vectors, dict[str, Any]]:
     found = load_embeddings(folder)
     side = found.manifest["side"]
     if side != "document":
@@ -123,7 +125,7 @@ def _stored(folder: str | Path, corpus: Corpus | None) -> tuple[Sequence[str], V
             f"made from a corpus with sha256 {found.manifest['data_sha256'][:12]}…, --data has {corpus.sha256[:12]}…"
         )
         raise InputError(message, path=folder)
-    return found.ids, np.ascontiguousarray(found.vectors), found.manifest["model"]
+    return found.ids, found.vectors, found.manifest["model"]
 
 
 def _write_texts(folder: Path, corpus: Corpus, *, store_text: bool) -> None:
@@ -133,7 +135,7 @@ def _write_texts(folder: Path, corpus: Corpus, *, store_text: bool) -> None:
         offsets = np.empty(len(corpus), dtype=np.int64)
         with writing(folder / "texts.jsonl") as file:
             place = 0
-            for row, document in enumerate(corpus):
+            for row, document in enumerate(progress(corpus, total=len(corpus), unit="docs", label="storing texts")):
                 record = {"_id": document.doc_id, "title": document.title, "text": document.text}
                 line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8")
                 offsets[row], place = place, place + len(line)
@@ -143,7 +145,7 @@ def _write_texts(folder: Path, corpus: Corpus, *, store_text: bool) -> None:
 
 
 class Searcher:
-    """Searches an index folder by text, by a set of queries, or by given vectors.
+    """Searches an index folder by text, by a set of queries, or by given vectors, from any number of threads.
 
     Attributes:
         index: the vectors.
@@ -151,13 +153,17 @@ class Searcher:
         manifest: what the folder says of itself.
     """
 
-    def __init__(self, folder: Path, index: FaissIndex, ids: IdTable, manifest: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, index: FaissIndex, ids: IdTable, manifest: dict[str, Any], texts: Corpus | None = None
+    ) -> None:
         if len(ids) != len(index):
             raise InputError(f"{len(ids)} ids for {len(index)} vectors; build the index again", path=folder)
         self.folder, self.index, self.ids, self.manifest = folder, index, ids, manifest
         self._encoder: Encoder | None = None
         self._model: str | None = None
         self._device = "auto"
+        self._texts, self._texts_checked = texts, False
+        self._loading = Lock()
 
     @classmethod
     def load(
@@ -182,12 +188,14 @@ class Searcher:
             StorageError: a file is missing, altered or cut off; the message names it and both values.
             InputError: the model's fingerprint is another; both values are named.
         """
+        target = Path(folder)
 
         def read(artifact: Artifact) -> Searcher:
             index = FaissIndex.read(artifact.path, artifact.manifest.get("index"))
-            return cls(artifact.path, index, read_ids(artifact.path / "ids.txt"), artifact.manifest)
+            ids = read_ids(artifact.path / "ids.txt")
+            return cls(target, index, ids, artifact.manifest, _open_texts(artifact, ids))
 
-        searcher = read_folder(folder, read, kind=KIND, verify=verify)
+        searcher = read_folder(target, read, kind=KIND, verify=verify)
         searcher._model, searcher._device = model, device
         if encoder is not None:
             searcher._use(encoder)
@@ -196,75 +204,112 @@ class Searcher:
     @property
     def encoder(self) -> Encoder:
         """The query encoder, loaded with the settings that the index was built with and compared with them."""
-        if self._encoder is None:
-            from retrieval.encoder import Encoder
+        with self._loading:
+            if self._encoder is None:
+                from retrieval.encoder import Encoder
 
-            known = self.manifest["model"]
-            loaded = Encoder.load(
-                self._model or known["source"],
-                precision=known["precision"],
-                device=self._device,
-                query_max_length=known["query_max_length"],
-                document_max_length=known["document_max_length"],
-                query_prompt=known["query_prompt"],
-                document_prompt=known["document_prompt"],
-            )
-            self._use(loaded)
-        assert self._encoder is not None
-        return self._encoder
+                known = self.manifest["model"]
+                names = ("query_max_length", "document_max_length", "query_prompt", "document_prompt", "pooling")
+                settings = {name: known.get(name) for name in names}
+                place = self._model or known["source"]
+                self._use(Encoder.load(place, precision=known["precision"], device=self._device, **settings))
+            assert self._encoder is not None
+            return self._encoder
 
     def _use(self, encoder: Encoder) -> None:
         """Take `encoder` if it is the one that made the index. Where it was loaded from and precision may differ."""
-        known, now = self.manifest["model"], encoder.fingerprint()
-        for name, value in known.items():
-            if name not in ("source", "precision") and now.get(name) != value:
-                message = f"the index was built with {name} {value!r}, the model {encoder.source} has {now.get(name)!r}"
-                raise InputError(f"{message}; give the same --model, or build the index again", path=self.folder.parent)
+        if found := first_difference(self.manifest["model"], encoder.fingerprint()):
+            name, value, now = found
+            message = f"the index was built with {name} {value!r}, the model {encoder.source} has {now!r}"
+            raise InputError(f"{message}; give the same --model, or build the index again", path=self.folder)
         self._encoder = encoder
 
     def search(self, text: str, k: int = 10) -> list[Hit]:
         """Return the k best documents for a text, best first."""
-        (found,) = self._runs(["query"], self.encoder.encode_query([text]), k)
+        check_k(k)
+        (found,) = self._rankings(self.encoder.encode_query([text]), k)
         return [self._hit(doc_id, score) for doc_id, score in found]
 
     def run(self, queries: Mapping[str, str], k: int = 100) -> Run:
         """Return the k best documents of every query: query_id → doc_id → score, best first."""
+        check_k(k)
         return self.run_vectors(list(queries), self.encoder.encode_query(list(queries.values())), k)
 
     def run_vectors(self, query_ids: Sequence[str], vectors: Vectors, k: int = 100) -> Run:
-        """Return the same for given (queries, dim) float32 vectors; no model is loaded."""
-        if len(query_ids) != len(vectors):
-            raise InputError(f"got {len(query_ids)} query ids and {len(vectors)} vectors; wanted one each")
-        return dict(zip(query_ids, map(dict, self._runs(query_ids, vectors, k)), strict=True))
+        """Return the same for given (queries, dim) float32 vectors; no model is loaded.
 
-    def _runs(self, query_ids: Sequence[str], vectors: Vectors, k: int) -> Iterator[list[tuple[str, float]]]:
+        Raises:
+            InputError: not one id for each vector, or an id twice.
+            ValueError: vectors of another dimension (both are named), or not finite (the query is named).
+        """
+        check_k(k)
+        if len(set(query_ids)) != len(vectors) or len(query_ids) != len(vectors):
+            got = f"{len(query_ids)} query ids ({len(set(query_ids))} distinct) and {len(vectors)} vectors"
+            raise InputError(f"got {got}; wanted one id for each vector")
+        vectors = check_vectors(vectors, self.index.dim, query_ids, what="query")
+        return dict(zip(query_ids, map(dict, self._rankings(vectors, k)), strict=True))
+
+    def run_embeddings(self, folder: str | Path, k: int = 100) -> Run:
+        """Return the same for the query embeddings that `rankwright encode --side query` wrote; no model is loaded.
+
+        Raises:
+            StorageError: the folder is damaged.
+            InputError: they are of documents, or another model's, or made with another prompt or length.
+        """
+        stored = load_embeddings(folder)
+        if stored.manifest["side"] != "query":
+            raise InputError("holds embeddings of documents; a search takes those of queries", path=folder)
+        other_side = ("document_prompt", "document_max_length")
+        if found := first_difference(self.manifest["model"], stored.manifest["model"], ignored=other_side):
+            name, value, now = found
+            message = f"made with {name} {now!r}, the index with {value!r}; encode the queries as the index was built"
+            raise InputError(message, path=folder)
+        return self.run_vectors(list(stored.ids), stored.vectors, k)
+
+    def _rankings(self, vectors: Vectors, k: int) -> Iterator[list[tuple[str, float]]]:
         """Yield each query's ranking. Ties are ordered by trec_eval's rule, so all that tie at rank k are fetched."""
-        for start in range(0, len(query_ids), _QUERY_BLOCK):
+        for start in range(0, len(vectors), _QUERY_BLOCK):
             found: Neighbors = self.index.search(vectors[start : start + _QUERY_BLOCK], k, ties=True)
             for rows, scores in zip(found.rows.tolist(), found.scores.tolist(), strict=True):
                 scored = {self.ids[row]: score for row, score in zip(rows, scores, strict=True) if row >= 0}
                 yield ranked(scored)[:k]
 
     def _hit(self, doc_id: str, score: float) -> Hit:
-        if self._texts is None:
+        texts = self._checked_texts()
+        if texts is None:
             return Hit(doc_id, score, None, None)
-        document = self._texts.document(self._texts.row(doc_id))
+        document = texts.document(texts.row(doc_id))
         return Hit(doc_id, score, document.title, document.text)
 
-    @cached_property
-    def _texts(self) -> Corpus | None:
-        """The documents, from the copy in the folder or from the corpus file while it is the same; else None."""
-        known = self.manifest.get("corpus")
-        if known is None:
-            logger.warning("the index was built without --data: results have no text")
-            return None
-        path = self.folder / "texts.jsonl" if known["stored"] else Path(known["path"])
-        if not path.is_file():
-            logger.warning("%s is gone: results have no text; build the index with --store-text to keep it", path)
-            return None
-        offsets = np.load(self.folder / "offsets.npy", allow_pickle=False)
-        corpus = Corpus(path, offsets, self.ids)
-        if not known["stored"] and corpus.sha256 != known["sha256"]:
-            logger.warning("%s has changed since the index was built: results have no text", path)
-            return None
-        return corpus
+    def _checked_texts(self) -> Corpus | None:
+        """Return the documents, from the copy in the folder or from the corpus file while it is the same; else None."""
+        with self._loading:
+            if not self._texts_checked:
+                self._texts_checked = True
+                known = self.manifest.get("corpus")
+                problem = None
+                if known is None:
+                    problem = "the index was built without --data"
+                elif self._texts is None:
+                    problem = f"{known['path']} is gone (--store-text keeps texts in the index)"
+                elif not known["stored"] and self._texts.sha256 != known["sha256"]:
+                    problem = f"{known['path']} has changed since the index was built"
+                if problem is not None:
+                    self._texts = None
+                    logger.warning("%s: results have no text", problem)
+            return self._texts
+
+
+def _open_texts(artifact: Artifact, ids: IdTable) -> Corpus | None:
+    """Open the documents of an index; what is open stays readable when a newer index replaces this one."""
+    known = artifact.manifest.get("corpus")
+    if known is None:
+        return None
+    offsets = load_array(artifact.path / "offsets.npy", np.int64, (len(ids),))
+    path = artifact.path / "texts.jsonl" if known["stored"] else Path(known["path"])
+    if not path.is_file():
+        return None
+    corpus = Corpus(path, offsets, ids)
+    if known["stored"] and len(corpus):
+        corpus.document(0)
+    return corpus

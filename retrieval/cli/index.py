@@ -7,9 +7,9 @@ Texts are found through the corpus file while it lies where it lay; --store-text
 from __future__ import annotations
 
 import argparse
+import re
 
 from retrieval.cli.flags import add_flags, add_model_flags, encoder_of
-from retrieval.cli.settings import parse_assignment
 from retrieval.errors import InputError
 
 EXAMPLES = """examples:
@@ -38,21 +38,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build and publish."""
+    from indexes.storage import check_target
     from retrieval.collection import Collection
     from retrieval.search import build_index
 
-    if args.model is None and args.embeddings is None:
+    if (args.model is None) == (args.embeddings is None):
         raise InputError("an index is built from --model and --data, or from --embeddings")
     if args.model is not None and args.data is None:
         raise InputError("--model needs --data, the collection to encode")
+    if args.store_text and args.data is None:
+        raise InputError("--store-text needs --data, where the texts are")
+    check_target(args.out, overwrite=args.overwrite)  # before the model is loaded
+    collection = None if args.data is None else Collection.load(args.data)
     build_index(
         args.out,
         encoder=None if args.model is None else encoder_of(args),
-        collection=None if args.data is None else Collection.load(args.data),
+        collection=collection,
         embeddings=args.embeddings,
         factory=args.factory,
-        search_parameters=dict(map(parse_assignment, args.search_parameter)),
+        search_parameters=dict(map(_parameter, args.search_parameter)),
         store_text=args.store_text,
         overwrite=args.overwrite,
     )
     return 0
+
+
+def _parameter(text: str) -> tuple[str, float]:
+    """Read one --search-parameter."""
+    name, _, value = text.partition("=")
+    if not re.fullmatch(r"\d+(\.\d+)?", value):
+        raise InputError(f"--search-parameter got {text!r}; wanted NAME=NUMBER, such as nprobe=16")
+    return name, float(value) if "." in value else int(value)

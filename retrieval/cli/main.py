@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit status: 0 done, 1 failed, 2 bad usage or input, 128+n ended by signal n."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()  # here, and not when the interpreter ends, a reader that has gone is met quietly
+        return status
     except SystemExit as stop:  # argparse's --help
         return stop.code if isinstance(stop.code, int) else FAILED
     except KeyboardInterrupt:

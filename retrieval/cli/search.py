@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrieval.cli.flags import add_flags
 from retrieval.errors import InputError
 
 if TYPE_CHECKING:
-    from retrieval.collection import Collection
-    from retrieval.search import Hit
+    from retrieval.search import Hit, Searcher
     from retrieval.trec import Run
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   rankwright search --index runs/demo/index "sort an array in place"
@@ -48,14 +50,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search and print, or write a run."""
     _check(args)
-    from retrieval.collection import Collection
-
-    collection = None if args.data is None else Collection.load(args.data)
     if args.text is not None:
-        _print_hits(_hits(args, collection, args.k or 10), as_json=args.json)
+        _print_hits(_hits(args, args.k or 10), as_json=args.json)
         return 0
     k = args.k or 100
-    found = _run(args, collection, k + bool(args.exclude_self))
+    found = _run(args, k + bool(args.exclude_self))
     if args.exclude_self:
         found = {q: dict([hit for hit in docs.items() if hit[0] != q][:k]) for q, docs in found.items()}
     _write(found, args)
@@ -63,11 +62,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if bool(args.index) == bool(args.bm25):
+    """Refuse what does not go together, or cannot be written, before anything is loaded."""
+    if (args.index is not None) == args.bm25:
         raise InputError("give one of --index DIR and --bm25 (with --data)")
     if args.bm25 and args.data is None:
         raise InputError("--bm25 needs --data, the collection to search")
-    if args.bm25 and args.embeddings:
+    if args.bm25 and args.embeddings is not None:
         raise InputError("--bm25 takes texts, not --embeddings")
     if args.k is not None and args.k < 1:
         raise InputError(f"--k must be >= 1, got {args.k}")
@@ -77,21 +77,40 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f'{got}; wanted one of "text", --data D --split S, --queries FILE, --embeddings DIR')
     if args.split is not None and args.data is None:
         raise InputError("--split needs --data, the collection that it is a split of")
+    if args.text is not None and not args.text.strip():
+        raise InputError("the text to search for is empty")
+    useless = {
+        "--model": args.model is not None and (args.bm25 or args.embeddings is not None),
+        "--data": args.data is not None and not args.bm25 and args.split is None,
+        "--out": args.out is not None and args.text is not None,
+        "--exclude-self": args.exclude_self and args.text is not None,
+    }
+    for flag, is_useless in useless.items():
+        if is_useless:
+            raise InputError(f"{flag} has no meaning for {'BM25' if args.bm25 else 'this search'} by {given[0]}")
+    _check_output(args)
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    from indexes.storage import check_target
+    from retrieval.trec import check_id
+
+    check_id(args.tag, "tag")
     if args.out is not None:
-        from indexes.storage import check_target
-
         check_target(args.out, overwrite=args.overwrite)
+        if Path(args.out).is_dir():
+            raise InputError("is a folder; a run is a file", path=args.out)
 
 
-def _hits(args: argparse.Namespace, collection: Collection | None, k: int) -> Sequence[Hit]:
-    from retrieval.search import Hit, Searcher
+def _hits(args: argparse.Namespace, k: int) -> Sequence[Hit]:
+    from retrieval.search import Hit
 
     if not args.bm25:
-        return Searcher.load(args.index, model=args.model, device=args.device, verify=args.verify).search(args.text, k)
+        return _searcher(args).search(args.text, k)
     from retrieval.bm25 import BM25Searcher
+    from retrieval.collection import Collection
 
-    assert collection is not None
-    corpus = collection.corpus
+    corpus = Collection.load(args.data).corpus
     hits = []
     for doc_id, score in BM25Searcher.build(corpus).search(args.text, k):
         document = corpus.document(corpus.row(doc_id))
@@ -99,40 +118,36 @@ def _hits(args: argparse.Namespace, collection: Collection | None, k: int) -> Se
     return hits
 
 
-def _run(args: argparse.Namespace, collection: Collection | None, k: int) -> Run:
-    if args.bm25:
-        from retrieval.bm25 import BM25Searcher
+def _run(args: argparse.Namespace, k: int) -> Run:
+    if args.embeddings is not None:
+        return _searcher(args).run_embeddings(args.embeddings, k)
+    queries = _queries(args)
+    if not args.bm25:
+        return _searcher(args).run(queries, k)
+    from retrieval.bm25 import BM25Searcher
+    from retrieval.collection import Collection
 
-        assert collection is not None
-        return BM25Searcher.build(collection.corpus).run(_queries(args, collection), k)
+    return BM25Searcher.build(Collection.load(args.data).corpus).run(queries, k)
+
+
+def _searcher(args: argparse.Namespace) -> Searcher:
     from retrieval.search import Searcher
 
-    searcher = Searcher.load(args.index, model=args.model, device=args.device, verify=args.verify)
-    if args.embeddings is None:
-        return searcher.run(_queries(args, collection), k)
-    from retrieval.embeddings import load_embeddings
-
-    stored = load_embeddings(args.embeddings)
-    _same_model(searcher.manifest["model"], stored.manifest["model"], args.embeddings)
-    if stored.manifest["side"] != "query":
-        raise InputError("holds document embeddings; a search takes those of queries", path=args.embeddings)
-    return searcher.run_vectors(list(stored.ids), stored.vectors, k)
+    return Searcher.load(args.index, model=args.model, device=args.device, verify=args.verify)
 
 
-def _same_model(index: dict[str, Any], queries: dict[str, Any], path: str) -> None:
-    for name, value in index.items():
-        if name not in ("source", "precision", "query_max_length", "query_prompt") and queries.get(name) != value:
-            message = f"made with {name} {queries.get(name)!r}, the index with {value!r}; encode with the index's model"
-            raise InputError(message, path=path)
+def _queries(args: argparse.Namespace) -> dict[str, str]:
+    from retrieval.collection import Collection, read_queries
 
-
-def _queries(args: argparse.Namespace, collection: Collection | None) -> dict[str, str]:
-    if args.queries is not None:
-        from retrieval.collection import read_queries
-
-        return read_queries(args.queries)
-    assert collection is not None
-    return collection.queries(args.split)
+    if args.queries is None:
+        return Collection.load(args.data).queries(args.split)
+    texts = read_queries(args.queries)
+    queries = {query_id: text for query_id, text in texts.items() if text.strip()}
+    if len(queries) < len(texts):
+        logger.warning(
+            "%s: %d of %d queries are empty and left out", args.queries, len(texts) - len(queries), len(texts)
+        )
+    return queries
 
 
 def _print_hits(hits: Sequence[Hit], *, as_json: bool) -> None:
