@@ -106,7 +106,7 @@ def _table(found: dict[str, dict[str, Estimate]]) -> str:
 def _estimate(collection: Collection, steps: int) -> float:
     """Return the minutes that the demo will take here, from the time that 64 documents take to encode."""
     encoder = Encoder.load(MODEL, document_max_length=SETTINGS["document_max_length"])
-    texts = collection.corpus.texts(range(64))
+    texts = collection.corpus.texts(range(min(64, len(collection.corpus))))
     encoder.encode_document(texts[:8])
     started = time.perf_counter()
     encoder.encode_document(texts)

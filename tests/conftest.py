@@ -3,10 +3,10 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
-from hypothesis import settings  # noqa: E402
+import pytest
+from hypothesis import settings
 
 # torch's first call is slow, so a per-example deadline only makes tests flaky; derandomize keeps CI reproducible.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)

@@ -77,6 +77,10 @@ def test_nothing_names_a_registry_host_or_a_path_of_a_machine():
     forbidden = re.compile(r"pypi\.org|files\.pythonhosted|--index-url|/work/|/root/|/home/\w")
     for name in tracked:
         path = ROOT / name
-        if path.suffix in (".py", ".md", ".toml", ".txt", ".yaml", ".jsonl", "") and path != Path(__file__) and path.is_file():
+        if (
+            path.suffix in (".py", ".md", ".toml", ".txt", ".yaml", ".jsonl", "")
+            and path != Path(__file__)
+            and path.is_file()
+        ):
             found = forbidden.search(path.read_text(encoding="utf-8"))
             assert found is None, f"{name}: {found}"
