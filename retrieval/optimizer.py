@@ -22,7 +22,7 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     """
     warmup = math.ceil(config.warmup_ratio * total)
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
+        return config.learning_rate * ((step + 1) / warmup)
     return config.learning_rate * max(0.0, (total - step) / max(1, total - warmup))
 
 
