@@ -115,7 +115,7 @@ def _checked_state(folder: Path) -> dict[str, Any]:
     try:
         state = _read_state(folder)
     except (OSError, ValueError) as error:
-        raise InputError(f"the checkpoint cannot be read ({error}); {fix}", path=folder) from None
+        raise InputError(f"state.json cannot be read ({error}); {fix}", path=folder) from None
     if state.get("format") != FORMAT:
         raise InputError(
             f"is a checkpoint of format {state.get('format')}; this version reads {FORMAT}, so go on with the version "
@@ -132,10 +132,10 @@ def _checked_state(folder: Path) -> dict[str, Any]:
 def _read_state(folder: Path) -> dict[str, Any]:
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     if not isinstance(state, dict):
-        raise ValueError("state.json holds no object")
+        raise ValueError("it holds no object")
     checksum = state.pop("checksum", None)
     if checksum != _checksum(state):
-        raise ValueError(f"state.json has been altered: it says checksum {checksum}, its contents have another")
+        raise ValueError(f"it has been altered: it says checksum {checksum}, its contents have another")
     return state
 
 

@@ -32,6 +32,9 @@ def make_optimizer(model: torch.nn.Module, loss: torch.nn.Module, config: TrainC
 
     named = [*model.named_parameters(), *loss.named_parameters()]
     trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    for _, parameter in trained:
+        # The fused kernel walks memory: weights must lie there as the moments of a checkpoint do.
+        parameter.data = parameter.data.contiguous()
     decayed = [p for name, p in trained if p.ndim > 1 and "norm" not in name.lower()]
     plain = [p for name, p in trained if not (p.ndim > 1 and "norm" not in name.lower())]
     groups = [
