@@ -1,5 +1,6 @@
 """The numbers are those of trec_eval: its own test files, and pytrec_eval on runs made to be difficult."""
 
+import math
 import unicodedata
 
 import ir_measures
@@ -8,7 +9,7 @@ import pytest
 import pytrec_eval
 
 from retrieval.evaluation import evaluate
-from retrieval.trec import read_qrels, read_run
+from retrieval.trec import ranked, read_qrels, read_run
 
 # trec_eval's name → ours, for every measure that both have.
 CUTOFFS = (5, 10, 15, 20, 30, 100, 200, 500, 1000)
@@ -209,10 +210,17 @@ def test_settings_agree_with_ir_measures(difficult, name):
     np.testing.assert_allclose([ours.per_query[q] for q in theirs], list(theirs.values()), rtol=0, atol=1e-9)
 
 
-def test_exponential_gain_agrees_with_gdeval(difficult):
-    if not ir_measures.gdeval.is_available():
-        pytest.skip("gdeval needs perl")
+def test_exponential_gain_agrees_with_its_definition_and_gdeval(difficult):
     qrels, run = difficult
+    name = "nDCG(dcg='exp-log2')@10"
+    per_query = evaluate(qrels, run, [name], resamples=10)[name].per_query
+    for query_id in list(qrels)[:300]:
+        grades = [max(qrels[query_id].get(doc, 0), 0) for doc, _ in ranked(run[query_id])]
+        ideal = sorted((max(grade, 0) for grade in qrels[query_id].values()), reverse=True)
+        dcg, best = (sum((2**g - 1) / math.log2(i + 2) for i, g in enumerate(each[:10])) for each in (grades, ideal))
+        assert per_query[query_id] == pytest.approx(dcg / best if best else 0, abs=1e-12)
+    if not ir_measures.gdeval.is_available():  # it is a Perl script
+        return
     # gdeval knows topics that are numbers, grades from 0 to 4, and prints five decimals.
     chosen = list(qrels)[:300]
     numbered_qrels = {q[1:]: {f"d{i}": max(g, 0) for i, g in enumerate(qrels[q].values())} for q in chosen}
