@@ -141,7 +141,7 @@ def _load(path: Path, device: torch.device, pooling: str | None) -> SentenceTran
     weights = {"use_safetensors": True, "dtype": torch.float32}
     has_own = path.is_file() or (path / "modules.json").is_file()
     if pooling is not None and has_own:
-        raise InputError("has its own pooling; --pooling is for plain HF encoders", path=path)
+        raise InputError(f"has its own pooling; only of a plain HF encoder {pooling!r} can be asked", path=path)
     if path.is_file():
         return _static(path, device)
     if pooling is None:

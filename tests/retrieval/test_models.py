@@ -215,7 +215,7 @@ def test_a_plain_encoder_takes_a_pooling(plain, pooling):
 
 
 def test_pooling_is_refused_where_it_cannot_be_chosen(folder, plain, tmp_path):
-    assert "has its own pooling" in refusal(folder, pooling="cls")
+    assert "has its own pooling; only of a plain HF encoder 'cls' can be asked" in refusal(folder, pooling="cls")
     assert "unknown pooling 'average'; wanted one of mean, cls, max, lasttoken" in refusal(plain, pooling="average")
     (tmp_path / "words.safetensors").touch()
     assert "has its own pooling" in refusal(tmp_path / "words.safetensors", pooling="mean")
