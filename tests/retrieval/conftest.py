@@ -1,9 +1,11 @@
-"""What the tests of this package share: clean logging, a tiny model, and a tiny collection."""
+"""What the tests of this package share: clean logging, a tiny model and collection, processes to kill."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forked_commands import Nursery
 from tiny_files import make_tiny_collection, make_tiny_model
 
 from retrieval.progress import set_quiet
@@ -32,3 +34,22 @@ def tiny_model(tmp_path_factory) -> str:
 def tiny_collection(tmp_path_factory) -> Path:
     """A BEIR folder: 60 short documents, 60 queries in train, dev and test, grades 0 to 3. Read it, never write."""
     return make_tiny_collection(tmp_path_factory.mktemp("collections") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory) -> Iterator[Nursery]:
+    """Runs `rankwright` commands in processes of their own that can be killed."""
+    nursery = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: with models this small, more of them only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
