@@ -42,7 +42,7 @@ def minilm() -> str:
 def wordllama() -> str:
     """The name of real static embeddings, as an installed package ships them."""
     if find_spec("wordllama") is None:
-        pytest.skip("needs the bench extra")
+        pytest.skip("needs the dev extra")
     return "package:wordllama/weights/l2_supercat_256.safetensors"
 
 
