@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,24 @@ def apply_settings(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
                 action.default = _checked(parser, action, value)
         else:
             raise InputError(f"unknown setting {key!r}{did_you_mean(dest, actions)}")
+    _refuse_unknown_flags(parser, arguments)
     args, unknown = parser.parse_known_intermixed_args(list(arguments))  # flags may stand between positionals
     if unknown:
-        flags = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-        kind = "flag" if unknown[0].startswith("-") else "argument"
-        hint = did_you_mean(unknown[0].split("=")[0], flags) if kind == "flag" else ""
-        raise InputError(f"unknown {kind} {unknown[0]!r}{hint}; see: {parser.prog} --help")
+        raise InputError(f"unknown argument {unknown[0]!r}; see: {parser.prog} --help")
     for dest, value in lists.items():  # as a default, the list would be added to and not replaced
         if getattr(args, dest) is None:
             setattr(args, dest, value)
     args.nested = nested
     return args
+
+
+def _refuse_unknown_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Name the flag nearest to a mistyped one, before argparse misses the one that was meant."""
+    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    for argument in takewhile(lambda argument: argument != "--", arguments):
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and flag not in known:
+            raise InputError(f"unknown flag {flag!r}{did_you_mean(flag, known)}; see: {parser.prog} --help")
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
