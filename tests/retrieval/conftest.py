@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from forked_commands import Nursery
 from tiny_files import make_tiny_collection, make_tiny_model
+from training_runs import settings
 
 from retrieval.progress import set_quiet
 
@@ -53,3 +54,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(tiny_model, tiny_collection, tmp_path):
+    """Train on the tiny collection into a folder of `tmp_path`; settings as in `training_runs.settings`."""
+    from retrieval.training import train
+
+    def go(name="run", *, resume=False, overwrite=False, **changes):
+        values = settings(tiny_model, tiny_collection, tmp_path / name, **changes)
+        return train(resume=resume, overwrite=overwrite, **values)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def whole(one_thread, tiny_model, tiny_collection, tmp_path_factory) -> Path:
+    """The folder of a finished run of 8 steps, two batches each, a checkpoint every 3."""
+    from retrieval.training import train
+
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(**settings(tiny_model, tiny_collection, out, gradient_accumulation_steps=2, save_steps=3))
+    return out

@@ -1,18 +1,15 @@
 """Small training runs: settings that every test starts from, and what a run left."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tiny_files import read_jsonl
 
 
-def settings(model: str, data: Path, out: Path, **changes: Any) -> dict[str, Any]:
+def settings(model: str | Path, data: Path, out: Path, /, **changes: Any) -> dict[str, Any]:
     """Eight steps without validation on the tiny collection; `loss.` keys with two underscores: loss__temperature."""
     base = {
-        "model": model,
+        "model": str(model),
         "data": str(data),
         "out": str(out),
         "per_device_train_batch_size": 8,
@@ -46,16 +43,44 @@ def weights(out: Path) -> bytes:
     return (Path(out) / "model" / "model.safetensors").read_bytes()
 
 
-def start(arguments: list[str], **more: Any) -> subprocess.Popen[str]:
-    """Start `rankwright` in a process of its own, one thread, signals as in a terminal."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    code = "import sys; from retrieval.cli import main; sys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **more,
-    )
+def lines(out: Path) -> list[dict]:
+    """The metrics without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k != "pairs_per_second"} for line in read_jsonl(out / "metrics.jsonl")]
+
+
+class Crash(BaseException):
+    """A process that ends here."""
+
+
+def crash_in_step(monkeypatch, step: int, *, halfway: bool = False, error: type[BaseException] = Crash) -> None:
+    """Let a run end in its `step`-th step (from 1), before any gradient or between two batches of it."""
+    from retrieval import training
+
+    backward, taken = training.backward, []
+
+    def failing(encoder, loss, batches):
+        taken.append(1)
+        if len(taken) == step:
+            if halfway:
+                backward(encoder, loss, batches[:1])
+            raise error
+        return backward(encoder, loss, batches)
+
+    monkeypatch.setattr(training, "backward", failing)
+
+
+def scripted(monkeypatch, scores: list[float]) -> list[int]:
+    """Let validations give these scores in turn, the last one from then on."""
+    from retrieval import training
+
+    calls: list[int] = []
+
+    def score(self, encoder, corpus):
+        calls.append(1)
+        return scores[min(len(calls), len(scores)) - 1]
+
+    monkeypatch.setattr(training.DevSet, "score", score)
+    return calls
+
+
+EACH = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 8, "save_total_limit": 1, "save_steps": 100}
