@@ -52,9 +52,11 @@ def apply_settings(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
             else:
                 action.default = _checked(parser, action, value)
         else:
-            raise InputError(f"unknown setting {key!r}{did_you_mean(dest, actions)}")
+            raise InputError(f"unknown setting {key!r}{did_you_mean(dest.partition('.')[0], actions)}")
     _refuse_unknown_flags(parser, arguments)
-    args, unknown = parser.parse_known_intermixed_args(list(arguments))  # flags may stand between positionals
+    # Flags may stand between positionals; but intermixed parsing loses a "--".
+    parse = parser.parse_known_args if "--" in arguments else parser.parse_known_intermixed_args
+    args, unknown = parse(list(arguments))
     if unknown:
         raise InputError(f"unknown argument {unknown[0]!r}; see: {parser.prog} --help")
     for dest, value in lists.items():  # as a default, the list would be added to and not replaced
@@ -85,13 +87,20 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         parsed = value
-    is_plain = value.lstrip()[:1] not in tuple("'\"[{")
-    if is_plain and (isinstance(parsed, list | dict | str) or not isinstance(parsed, bool | int | float | None)):
-        parsed = value
-        if value.strip()[:1] in tuple("+-.0123456789"):
-            with contextlib.suppress(ValueError):
-                parsed = float(value)  # YAML 1.1 reads 2e-5 as a word
-    return key.strip(), parsed
+    is_null = value.strip().lower() in ("", "null", "~")
+    if value.lstrip()[:1] in tuple("'\"[{") or is_null or isinstance(parsed, bool):
+        return key.strip(), parsed
+    with contextlib.suppress(ValueError):
+        # YAML 1.1 reads 2e-5 as a word, 010 as 8 and 12:30 as 750.
+        return key.strip(), int(value) if value.strip().lstrip("+-").isdecimal() else _decimal(value)
+    return key.strip(), value
+
+
+def _decimal(text: str) -> float:
+    """Return the number; "nan" and "infinity" are words here."""
+    if not any(character.isdigit() for character in text):
+        raise ValueError
+    return float(text)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
