@@ -13,14 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from indexes.storage import check_target, remove_folder, remove_stale, write_json, write_lines, write_text
 from retrieval.encoder import Encoder
 from retrieval.errors import InputError
 from retrieval.models import save_model
 from retrieval.train_config import TrainConfig
-from retrieval.yamlfiles import read_yaml
+from retrieval.yamlfiles import dump_yaml, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +95,7 @@ class RunFolder:
                 _delete(self.path / name)
         for folder in (self.path, self.path / "checkpoints"):
             remove_stale(folder)
-        settings = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-        write_text(self.path / "config.yaml", _HEADER + settings)
+        write_text(self.path / "config.yaml", _HEADER + dump_yaml(config.to_dict()))
         write_json(self.path / "environment.json", now)
         write_json(self.path / "data.json", fingerprints)
         return None

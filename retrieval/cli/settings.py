@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 
 from retrieval.errors import InputError, did_you_mean
-from retrieval.yamlfiles import read_yaml
+from retrieval.yamlfiles import parse_yaml, read_yaml
 
 
 def apply_settings(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
@@ -84,23 +83,11 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not sign or not key.strip():
         raise InputError(f"--set got {text!r}; wanted KEY=VALUE")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+        parsed = parse_yaml(value)
+    except (yaml.YAMLError, ValueError):
         parsed = value
-    is_null = value.strip().lower() in ("", "null", "~")
-    if value.lstrip()[:1] in tuple("'\"[{") or is_null or isinstance(parsed, bool):
-        return key.strip(), parsed
-    with contextlib.suppress(ValueError):
-        # YAML 1.1 reads 2e-5 as a word, 010 as 8 and 12:30 as 750.
-        return key.strip(), int(value) if value.strip().lstrip("+-").isdecimal() else _decimal(value)
-    return key.strip(), value
-
-
-def _decimal(text: str) -> float:
-    """Return the number; "nan" and "infinity" are words here."""
-    if not any(character.isdigit() for character in text):
-        raise ValueError
-    return float(text)
+    is_plain = value.lstrip()[:1] not in tuple("'\"[{#")
+    return key.strip(), value if is_plain and isinstance(parsed, str | list | dict) else parsed
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,12 +3,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.errors import InputError
 from retrieval.train_config import TrainConfig
+from retrieval.yamlfiles import dump_yaml, parse_yaml
 
 BASE = {"model": "m", "data": "d", "out": "o"}
 
@@ -143,8 +143,7 @@ def test_it_is_frozen():
 def test_it_survives_a_dict_and_yaml(values):
     found = config(**values)
     assert TrainConfig.from_dict(found.to_dict()) == found
-    text = yaml.safe_dump(found.to_dict(), sort_keys=False, allow_unicode=True)
-    assert TrainConfig.from_dict(yaml.safe_load(text)) == found
+    assert TrainConfig.from_dict(parse_yaml(dump_yaml(found.to_dict()))) == found
 
 
 def test_every_field_of_the_interface_is_there():
