@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Artifact",
     "StorageError",
+    "check_folder",
     "check_target",
     "fsync_directory",
     "hash_folder",
@@ -264,6 +265,12 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> None:
         raise StorageError(f"{target}: cannot be made, because {place} is a file")
     if not os.access(place, os.W_OK | os.X_OK):
         raise StorageError(f"{target}: cannot be written, because {place} is not writable for this user")
+
+
+def check_folder(folder: str | Path, *, overwrite: bool = False) -> None:
+    """Raise StorageError if `publishing` to `folder` later must fail; what a killed one left is not in the way."""
+    _refuse_folder(Path(folder), overwrite=overwrite)
+    check_target(folder, overwrite=True)
 
 
 def _refuse_file(target: Path, *, overwrite: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from numpy.typing import NDArray
 
 from indexes.neighbors import Vectors, check_vectors
 from indexes.storage import (
+    CURRENT,
     Artifact,
-    check_target,
+    check_folder,
     locked,
     open_folder,
     publishing,
@@ -79,12 +79,12 @@ def encode_collection(
     """
     if side == "document" and split is not None:
         raise InputError(f"split {split!r} is of queries; it goes with --side query")
-    check_target(out, overwrite=overwrite or resume)
+    check_folder(out, overwrite=overwrite or resume)
     ids, texts, data_sha256 = _documents(collection) if side == "document" else _queries(collection, split)
     for row, text_id in enumerate(ids):
         check_id(text_id, f"{side} id of row {row}")
     key = {"side": side, "model": encoder.fingerprint(), "data_sha256": data_sha256}
-    if resume and not overwrite and os.path.lexists(out):
+    if resume and not overwrite and (out / CURRENT).exists():
         _refuse_unless_finished(out, key)
         return
     with locked(parts_folder := out.parent / f".{out.name}.parts"):

@@ -20,7 +20,7 @@ import numpy as np
 
 from indexes import FaissIndex, Neighbors
 from indexes.neighbors import Vectors, check_k, check_vectors
-from indexes.storage import Artifact, check_target, publishing, read_folder, write_lines, writing
+from indexes.storage import Artifact, publishing, read_folder, write_lines, writing
 from retrieval.corpus import Corpus
 from retrieval.embeddings import load_array, load_embeddings, read_ids
 from retrieval.encoder import BLOCK, first_difference
@@ -75,34 +75,33 @@ def build_index(
         InputError: neither or both sources are given, or embeddings and collection do not belong together.
         ValueError: a vector that is not finite (its document named), or a factory that FAISS does not know.
     """
-    target = Path(out)
-    check_target(target, overwrite=overwrite)
     if store_text and collection is None:
         raise InputError("--store-text needs --data, where the texts are")
-    corpus = None if collection is None else collection.corpus
-    make_vectors: Callable[[], Vectors]
-    if embeddings is not None and encoder is None:
-        ids, stored, model = _stored(embeddings, corpus)
-        make_vectors = partial(np.ascontiguousarray, stored)
-    elif embeddings is None and encoder is not None and corpus is not None:
-        ids, model = corpus.ids, encoder.fingerprint()
-        make_vectors = partial(_encode, encoder, corpus)
-    else:
-        raise InputError("an index is built from --model and --data, or from --embeddings")
-    # What can be wrong with ids and settings shows before the long part.
-    for row, doc_id in enumerate(ids):
-        check_id(doc_id, f"document id of row {row}")
-    index = FaissIndex(model["dim"], factory, search_parameters=search_parameters)
-    vectors = make_vectors()
-    index.train_and_add(vectors, ids)
-    manifest: dict[str, Any] = {"kind": KIND, "model": model, "documents": len(ids)}
-    if corpus is not None:
-        manifest["corpus"] = {"path": str(corpus.path.resolve()), "sha256": corpus.sha256, "stored": store_text}
-    with publishing(target, manifest, overwrite=overwrite) as folder:
-        manifest["index"] = index.write(folder)
+    manifest: dict[str, Any] = {"kind": KIND}
+    # From the start: what is in the way shows before the long part, and nobody else builds here meanwhile.
+    with publishing(out, manifest, overwrite=overwrite) as folder:
+        corpus = None if collection is None else collection.corpus
+        ids, model, make_vectors = _source(encoder, corpus, embeddings)
+        for row, doc_id in enumerate(ids):
+            check_id(doc_id, f"document id of row {row}")
+        index = FaissIndex(model["dim"], factory, search_parameters=search_parameters)
+        index.train_and_add(make_vectors(), ids)
+        manifest |= {"model": model, "documents": len(ids), "index": index.write(folder)}
         write_lines(folder / "ids.txt", ids)
         if corpus is not None:
+            manifest["corpus"] = {"path": str(corpus.path.resolve()), "sha256": corpus.sha256, "stored": store_text}
             _write_texts(folder, corpus, store_text=store_text)
+
+
+def _source(
+    encoder: Encoder | None, corpus: Corpus | None, embeddings: str | Path | None
+) -> tuple[IdTable, dict[str, Any], Callable[[], Vectors]]:
+    """Return the ids, the model's fingerprint, and the function that makes the vectors, which may take long."""
+    if embeddings is not None and encoder is None:
+        return _stored(embeddings, corpus)
+    if embeddings is None and encoder is not None and corpus is not None:
+        return corpus.ids, encoder.fingerprint(), partial(_encode, encoder, corpus)
+    raise InputError("an index is built from --model and --data, or from --embeddings")
 
 
 def _encode(encoder: Encoder, corpus: Corpus) -> Vectors:
@@ -115,17 +114,14 @@ def _encode(encoder: Encoder, corpus: Corpus) -> Vectors:
     return vectors
 
 
-def _stored(folder: str | Path, corpus: Corpus | None) -> tuple[IdTable, Vectors, dict[str, Any]]:
+def _stored(folder: str | Path, corpus: Corpus | None) -> tuple[IdTable, dict[str, Any], Callable[[], Vectors]]:
     found = load_embeddings(folder)
-    side = found.manifest["side"]
+    side, data = found.manifest["side"], found.manifest["data_sha256"]
     if side != "document":
         raise InputError(f"holds {side} embeddings; an index takes those of documents", path=folder)
-    if corpus is not None and corpus.sha256 != found.manifest["data_sha256"]:
-        message = (
-            f"made from a corpus with sha256 {found.manifest['data_sha256'][:12]}…, --data has {corpus.sha256[:12]}…"
-        )
-        raise InputError(message, path=folder)
-    return found.ids, found.vectors, found.manifest["model"]
+    if corpus is not None and corpus.sha256 != data:
+        raise InputError(f"made from a corpus with sha256 {data}, --data has {corpus.sha256}", path=folder)
+    return found.ids, found.manifest["model"], partial(np.ascontiguousarray, found.vectors)
 
 
 def _write_texts(folder: Path, corpus: Corpus, *, store_text: bool) -> None:

@@ -27,11 +27,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Encode and publish."""
-    from indexes.storage import check_target
+    from indexes.storage import check_folder
     from retrieval.collection import Collection
     from retrieval.embeddings import encode_collection
 
-    check_target(args.out, overwrite=args.overwrite or args.resume)  # before the model is loaded
+    check_folder(args.out, overwrite=args.overwrite or args.resume)  # before the model is loaded
     collection = Collection.load(args.data)
     encode_collection(
         encoder_of(args),

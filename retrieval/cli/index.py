@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build and publish."""
-    from indexes.storage import check_target
+    from indexes.storage import check_folder
     from retrieval.collection import Collection
     from retrieval.search import build_index
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--model needs --data, the collection to encode")
     if args.store_text and args.data is None:
         raise InputError("--store-text needs --data, where the texts are")
-    check_target(args.out, overwrite=args.overwrite)  # before the model is loaded
+    check_folder(args.out, overwrite=args.overwrite)  # before the model is loaded
     collection = None if args.data is None else Collection.load(args.data)
     build_index(
         args.out,

@@ -278,6 +278,23 @@ def test_what_was_open_stays_readable_when_it_is_replaced(collection, tmp_path):
     assert np.array_equal(found.vectors, expected)
 
 
+def test_a_folder_of_something_else_is_never_touched(collection, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    for settings in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(StorageError, match=r"notes: holds other things \(mine.txt\)"):
+            encode_collection(encoder := StubEncoder(), collection, tmp_path / "notes", **settings)
+        assert encoder.seen == []
+    assert os.listdir(tmp_path) == ["notes"]
+
+
+def test_what_a_killed_publisher_left_is_not_in_the_way(collection, tmp_path):
+    (tmp_path / "d" / "v000001").mkdir(parents=True)
+    (tmp_path / "d" / ".lock").touch()
+    encode_collection(StubEncoder(), collection, tmp_path / "d", resume=True)
+    assert len(load_embeddings(tmp_path / "d").ids) == N
+
+
 def test_documents_have_no_split(collection, tmp_path):
     with pytest.raises(InputError, match="split 'test' is of queries; it goes with --side query"):
         encode_collection(StubEncoder(), collection, tmp_path / "d", split="test")

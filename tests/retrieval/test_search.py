@@ -601,8 +601,43 @@ def test_embeddings_of_another_corpus_are_refused_with_both_hashes(tmp_path, col
     other = Collection.load(make_collection(tmp_path / "c", documents()[1:], {}, {}))
     with pytest.raises(InputError) as caught:
         build_index(tmp_path / "i", embeddings=tmp_path / "d", collection=other)
-    assert collection.corpus.sha256[:12] in str(caught.value)
-    assert other.corpus.sha256[:12] in str(caught.value)
+    assert collection.corpus.sha256 in str(caught.value)
+    assert other.corpus.sha256 in str(caught.value)
+
+
+def test_a_second_builder_is_turned_away_at_once(tmp_path, collection):
+    class Nested(StubEncoder):
+        def encode_blocks(self, *arguments, **settings):
+            with pytest.raises(StorageError, match=rf"in use by process {os.getpid()} on .*; wait until it has ended"):
+                build_index(tmp_path / "i", encoder=(second := StubEncoder()), collection=collection)
+            assert second.seen == []
+            return super().encode_blocks(*arguments, **settings)
+
+    build_index(tmp_path / "i", encoder=Nested(), collection=collection)
+    assert len(Searcher.load(tmp_path / "i").ids) == N
+
+
+def test_what_a_killed_builder_left_is_not_in_the_way(tmp_path, collection, built):
+    """A folder with a lock that nobody holds, a half-written version and no CURRENT."""
+    shutil.copytree(files(built), tmp_path / "i" / "v000001")
+    (tmp_path / "i" / "v000001" / "ids.txt").unlink()
+    (tmp_path / "i" / ".lock").write_text("process 1 on elsewhere\n")
+    (tmp_path / "i" / ".v000002.tmp-1-00000000").mkdir()
+    build_index(tmp_path / "i", encoder=StubEncoder(), collection=collection)
+    assert len(Searcher.load(tmp_path / "i").ids) == N
+    assert sorted(os.listdir(tmp_path / "i")) == ["CURRENT", "v000001"]
+
+
+def test_a_folder_of_something_else_is_never_touched(tmp_path, collection):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(StorageError, match=r"notes: holds other things \(mine.txt\)"):
+            build_index(
+                tmp_path / "notes", encoder=(encoder := StubEncoder()), collection=collection, overwrite=overwrite
+            )
+        assert encoder.seen == []
+    assert os.listdir(tmp_path / "notes") == ["mine.txt"]
 
 
 def test_embeddings_of_queries_are_no_documents(tmp_path, collection):
