@@ -5,10 +5,12 @@ import json
 import os
 import pty
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from tiny_files import documents, queries
 from indexes.storage import open_folder
 from retrieval.cli.main import main
 from retrieval.collection import Collection
-from retrieval.embeddings import encode_collection
+from retrieval.embeddings import encode_collection, load_embeddings
 from retrieval.search import Searcher, build_index
 from retrieval.trec import read_run, run_lines
 
@@ -410,6 +412,50 @@ def test_progress_is_for_terminals_only(tiny_collection):
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, out, "")
     assert len(json.loads(out)) == 12
     assert with_terminal([*command, "--quiet"]) == (0, out, "")
+
+
+SLOW_ENCODE = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from retrieval import embeddings, encoder
+from retrieval.cli import main
+from stub_encoder import StubEncoder
+
+class Slow(StubEncoder):
+    def encode_blocks(self, blocks, side, **settings):
+        for found in super().encode_blocks(blocks, side, **settings):
+            yield found
+            time.sleep({pause})
+
+embeddings.PART = 4
+encoder.Encoder.load = lambda *arguments, **settings: Slow()
+sys.exit(main({arguments!r}))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_whole_files_and_says_how_to_go_on(tmp_path, tiny_collection, number):
+    def encode(*more, pause):
+        arguments = ["encode", "--model", "m", "--data", str(tiny_collection), "--out", "d", *more]
+        code = SLOW_ENCODE.format(tests=str(Path(__file__).parent), arguments=arguments, pause=pause)
+        return subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+
+    process = encode(pause=0.2)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob(".d.parts/part-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    hint = "every file written is whole; go on with the same command and --resume"
+    assert err.strip() == f"stopped by {number.name}; {hint}"
+    assert not (tmp_path / "d").exists()
+    assert 2 <= len(list(tmp_path.glob(".d.parts/part-*"))) < 15
+    process = encode("--resume", pause=0)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert sorted(os.listdir(tmp_path)) == ["d"]
+    assert len(load_embeddings(tmp_path / "d").ids) == 60
 
 
 def test_the_verbs_explain_themselves(cli):
