@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ class Encoder:
     @classmethod
     def load(
         cls,
-        model: str,
+        model: str | Path,
         *,
         precision: str = "auto",
         device: str = "auto",
@@ -109,7 +110,7 @@ class Encoder:
         loaded = load_model(place, where, pooling)
         return cls(
             loaded,
-            source=model if model.startswith("package:") else place,
+            source=str(model) if str(model).startswith("package:") else place,
             query=_side(loaded, "query", query_prompt, query_max_length),
             document=_side(loaded, "document", document_prompt, document_max_length),
             precision=resolve_precision(precision, where),
@@ -124,11 +125,10 @@ class Encoder:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that decides the vectors, and what is needed to load this encoder again."""
-        modules = [f"{type(module).__name__}: {_settings(module)}" for module in self.model]
         return {
             "source": self.source,
             "weights_sha256": weights_sha256(self.model),
-            "modules": modules,
+            "modules": [_description(module) for module in self.model],
             "dim": self.dim,
             "similarity": self.model.similarity_fn_name,
             "query_prompt": self.query.prompt,
@@ -326,8 +326,13 @@ def _positions(first: Any) -> int | None:
     return getattr(getattr(first, "config", None), "max_position_embeddings", None)
 
 
-def _settings(module: Any) -> str:
-    """Describe a module by what decides its output; lengths and prompts are fingerprinted by side."""
-    if hasattr(module, "auto_model"):
-        return str(module.auto_model.config.model_type)
-    return str(module.get_config_dict() if hasattr(module, "get_config_dict") else "")
+def _description(module: Any) -> str:
+    """Describe what of a module is neither a weight nor a length, in words that outlive versions of the library."""
+    config = getattr(module, "config", None)
+    found = {
+        "type": getattr(config, "model_type", None),
+        "heads": getattr(config, "num_attention_heads", None),
+        "pooling": getattr(module, "pooling_mode", None),
+        "activation": type(module.activation_function).__name__ if hasattr(module, "activation_function") else None,
+    }
+    return " ".join([type(module).__name__, *(f"{name}={value}" for name, value in found.items() if value is not None)])

@@ -29,10 +29,12 @@ POOLING = ("mean", "cls", "max", "lasttoken")
 # What a model on the hub consists of: no code, and no weights that are pickled or for other engines.
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.safetensors"]
 _NOT_OURS = ["onnx/*", "openvino/*"]
+# Shows how a tokenizer treats case, accents, punctuation, numbers, other scripts and blanks.
+_PROBE = "The Naïve CAFÉ's e\u0301 x_y-1234.5 (№ ½) ﬁ 漢字 שלום 🤗\tTWO  blanks\nline unfathomableness"
 _PICKLED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
 
-def resolve_model(model: str) -> str:
+def resolve_model(model: str | Path) -> str:
     """Turn what `--model` takes into the absolute path of a folder, or leave it as a hub id.
 
     Args:
@@ -43,6 +45,7 @@ def resolve_model(model: str) -> str:
     Raises:
         InputError: when the folder is not a model, or the package or its sub-path is missing.
     """
+    model = str(model)
     if not model.strip():
         raise InputError("--model is empty; it takes a folder, a hub id, or package:MODULE/SUBPATH")
     place = _inside_package(model) if model.startswith("package:") else Path(model).expanduser()
@@ -257,25 +260,23 @@ def _refuse_unsupported(model: SentenceTransformer, path: Path) -> None:
 
 
 def weights_sha256(model: SentenceTransformer) -> str:
-    """Return one hash over every weight (name, shape, dtype, bytes) and the tokenizer's vocabulary and rules."""
-    import torch
+    """Return one hash over the bytes of every weight, the tokenizer's vocabulary, and what it does to a text.
 
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        array = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
-        digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
-    digest.update(_tokenizer_state(model).encode())
-    return digest.hexdigest()
+    Names of weights and the tokenizer's file format are left out: they change with the versions of the libraries,
+    and an index must outlive these.
+    """
+    tensors = (tensor.detach().cpu() for tensor in model.state_dict().values() if tensor.is_floating_point())
+    hashes = sorted(hashlib.sha256(f"{tuple(t.shape)}".encode() + t.numpy().tobytes()).hexdigest() for t in tensors)
+    return hashlib.sha256(json.dumps([hashes, _tokenizer_state(model)]).encode()).hexdigest()
 
 
-def _tokenizer_state(model: SentenceTransformer) -> str:
-    backend = getattr(model.tokenizer, "backend_tokenizer", model.tokenizer)
-    state = json.loads(backend.to_str()) if hasattr(backend, "to_str") else model.tokenizer.get_vocab()
-    # How long the last batch was is state of the object, not of the model.
-    state.pop("truncation", None)
-    state.pop("padding", None)
-    return json.dumps(state, sort_keys=True)
+def _tokenizer_state(model: SentenceTransformer) -> list[Any]:
+    tokenizer = model.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    rules = json.loads(backend.to_str())["model"] if hasattr(backend, "to_str") else {}
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in rules.get("merges", [])]
+    ids = tokenizer(_PROBE)["input_ids"] if callable(tokenizer) else tokenizer.encode(_PROBE).ids
+    return [sorted(tokenizer.get_vocab().items()), merges, ids]
 
 
 def save_model(model: SentenceTransformer, folder: Path, *, card: str) -> None:

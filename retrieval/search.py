@@ -22,7 +22,7 @@ from indexes import FaissIndex, Neighbors
 from indexes.neighbors import Vectors, check_k, check_vectors
 from indexes.storage import Artifact, publishing, read_folder, write_lines, writing
 from retrieval.corpus import Corpus
-from retrieval.embeddings import load_array, load_embeddings, read_ids
+from retrieval.embeddings import check_part, load_array, load_embeddings, read_ids
 from retrieval.encoder import BLOCK, first_difference
 from retrieval.errors import InputError
 from retrieval.ids import IdTable
@@ -110,7 +110,7 @@ def _encode(encoder: Encoder, corpus: Corpus) -> Vectors:
     texts = (corpus.texts(range(start, min(start + BLOCK, len(corpus)))) for start in starts)
     blocks = encoder.encode_blocks(texts, encoder.document, total=len(corpus))
     for start, block in zip(starts, blocks, strict=True):
-        vectors[start : start + len(block)] = check_vectors(block, encoder.dim, corpus.ids[start : start + len(block)])
+        vectors[start : start + len(block)] = check_part(block, encoder.dim, corpus.ids[start : start + len(block)])
     return vectors
 
 

@@ -322,6 +322,14 @@ def test_a_vector_that_is_not_finite_names_its_document(collection, tmp_path, sm
     assert len(parts_of(tmp_path / "d")) == 2  # what was good before it is kept
 
 
+def test_vectors_of_nothing_are_kept_and_counted(tmp_path, caplog):
+    """An empty document stays where it is; its vector is zero, and it is found behind all that match."""
+    records = [{"_id": "full", "text": "an otter"}, {"_id": "empty", "text": ""}, {"_id": "blank", "text": "  "}]
+    encode_collection(StubEncoder(), Collection.load(make_collection(tmp_path / "c", records)), tmp_path / "d")
+    assert not load_embeddings(tmp_path / "d").vectors[1:].any()
+    assert "2 of 3 vectors are zero (first: empty)" in caplog.text
+
+
 # --- damage ----------------------------------------------------------------------------------------------------------
 
 

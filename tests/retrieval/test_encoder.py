@@ -419,6 +419,24 @@ def test_what_decides_vectors_shows_in_the_fingerprint(tiny, tiny_model, setting
     assert first_difference(tiny.fingerprint(), other.fingerprint(), ignored=[name]) is None
 
 
+def test_the_modules_are_described_in_our_own_words(tiny, tiny_model):
+    """Indexes must outlive renamed settings of the library."""
+    assert tiny.fingerprint()["modules"] == ["Transformer type=bert heads=2", "Pooling pooling=mean", "Normalize"]
+
+
+def test_a_path_is_as_good_as_its_name(tiny, tiny_model):
+    assert Encoder.load(Path(tiny_model), device="cpu").fingerprint()["source"] == tiny.fingerprint()["source"]
+
+
+def test_another_number_of_heads_is_another_model(tiny, tiny_model, tmp_path):
+    """The weights are the same bytes."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "m"))
+    edit(folder / "config.json", num_attention_heads=4)
+    other = Encoder.load(str(folder), device="cpu", precision="fp32")
+    name, ours, theirs = first_difference(tiny.fingerprint(), other.fingerprint())
+    assert (name, ours[0], theirs[0]) == ("modules", "Transformer type=bert heads=2", "Transformer type=bert heads=4")
+
+
 def test_another_pooling_shows_in_the_modules(tiny_model):
     mean, cls = (Encoder.load(f"{tiny_model}-bert", device="cpu", pooling=name) for name in ("mean", "cls"))
     default = Encoder.load(f"{tiny_model}-bert", device="cpu")
