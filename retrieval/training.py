@@ -316,6 +316,7 @@ class _Run:
         set_attention(self.model, training=False)
         self.encoder.weights_changed()
         found = measure()
+        self.encoder.weights_changed()
         set_attention(self.model, training=training)
         self.model.train(training)
         torch.set_rng_state(random)
@@ -353,7 +354,6 @@ class _Run:
                 scores |= self._full("best")
         elif f"last_full_{MEASURE}" in scores:
             scores[f"best_full_{MEASURE}"] = scores[f"last_full_{MEASURE}"]
-        self.encoder.weights_changed()
         self.folder.write_model(self.encoder, model_card(self.config, self.encoder, self.loss.settings, scores))
         self.folder.write_result(steps=last_step, best_step=best_step, dev=scores, causes=state.causes)
         logger.info("model of step %d in %s", best_step, self.folder.path / "model")

@@ -72,12 +72,12 @@ class _Dumper(yaml.SafeDumper):
     """YAML's safe dumper; quotes words that either version of YAML takes for something else."""
 
 
-# The core schema of YAML 1.2. PyYAML follows 1.1, where no is false, 2e-5 a word, 010 is 8 and 12:30 is 750.
+# The core schema of YAML 1.2. PyYAML follows 1.1, where no is false, 2e-5 a word, 010 is 8 and 12:30 is 750; here 010 is a word.
 for _tag, _pattern, _first in (
     ("null", r"(|~|null|Null|NULL)$", ["", "~", "n", "N"]),
     ("bool", r"(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
     ("int", r"[-+]?(0|[1-9][0-9]*)$", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$", list("-+.0123456789")),
+    ("float", r"[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$", list("-+.0123456789")),
     ("merge", r"<<$", ["<"]),
 ):
     for _reader_or_writer in (_Loader, _Dumper):

@@ -155,7 +155,7 @@ def test_a_verb_without_nested_settings_refuses_them():
         ("yes", "yes"),
         ("0x10", "0x10"),
         ("~", None),
-        ("010", 10.0),
+        ("010", "010"),
         ("9007199254740993", 9007199254740993),
     ],
 )

@@ -146,6 +146,25 @@ def test_the_columns_direction_has_a_mask_of_its_own():
     )
 
 
+def test_threads_sum_the_gradient_of_a_query_with_several_rows_in_one_order():
+    """The gradient of `queries[rows]` is summed by whichever thread comes first; this one is not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    rows = np.random.default_rng(0).permutation(np.repeat(np.arange(64), 5))
+    one = batch(range(64), range(64, 384), np.arange(320), row_query=rows)
+    try:
+        gradients = set()
+        for _ in range(60):
+            encoder = Table(texts=384, dim=256)
+            encoder.model.float()
+            encoder.batch_tokens = 400
+            backward(encoder, build("infonce"), [one])
+            gradients.add(encoder.model.weight.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(before)
+    assert len(gradients) == 1
+
+
 def test_learned_settings_of_a_loss_get_a_gradient():
     scale = nn.Parameter(torch.tensor(5.0))
     bias = nn.Parameter(torch.tensor(-1.0))

@@ -34,7 +34,7 @@ def written(tmp_path):
         ("a: no\nb: on\nc: true\nd: FALSE\n", {"a": "no", "b": "on", "c": True, "d": False}),
         (
             "a: 12:30\nb: 2024-11-24\nc: 010\nd: 0\ne: -7\n",
-            {"a": "12:30", "b": "2024-11-24", "c": 10.0, "d": 0, "e": -7},
+            {"a": "12:30", "b": "2024-11-24", "c": "010", "d": 0, "e": -7},
         ),
         ("a:\nb: ~\nc: null\nd: ''\n", {"a": None, "b": None, "c": None, "d": ""}),
         ("base: &b {x: 1}\na: {<<: *b, y: 2}\n", {"base": {"x": 1}, "a": {"x": 1, "y": 2}}),
