@@ -207,11 +207,14 @@ def _loading_quietly() -> Iterator[list[str]]:
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     library = logging.getLogger("transformers")
-    before, library.handlers = library.handlers, [Listener()]
+    handlers, level = library.handlers, library.level
+    library.handlers = [Listener()]
+    library.setLevel(logging.WARNING)  # that of the report, which users may have silenced
     try:
         yield missing
     finally:
-        library.handlers = before
+        library.handlers = handlers
+        library.setLevel(level)
 
 
 def refuse_unsafe(folder: Path) -> None:

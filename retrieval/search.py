@@ -302,10 +302,10 @@ def _open_texts(artifact: Artifact, ids: IdTable) -> Corpus | None:
     if known is None:
         return None
     offsets = load_array(artifact.path / "offsets.npy", np.int64, (len(ids),))
-    path = artifact.path / "texts.jsonl" if known["stored"] else Path(known["path"])
-    if not path.is_file():
-        return None
-    corpus = Corpus(path, offsets, ids)
-    if known["stored"] and len(corpus):
+    if not known["stored"]:
+        path = Path(known["path"])
+        return Corpus(path, offsets, ids) if path.is_file() else None
+    corpus = Corpus(artifact.path / "texts.jsonl", offsets, ids)
+    if len(corpus):
         corpus.document(0)
     return corpus

@@ -343,13 +343,20 @@ def test_weights_that_are_cut_off_are_refused(folder, kept):
     assert message.endswith("); is the download complete?")
 
 
-def test_missing_weights_are_not_replaced_by_random_numbers(folder):
+@pytest.mark.parametrize("verbosity", ["warning", "error", "debug"])
+def test_missing_weights_are_not_replaced_by_random_numbers(folder, verbosity):
     from safetensors.torch import load_file, save_file
+    from transformers.utils import logging as transformers_logging
 
+    before = transformers_logging.get_verbosity()
+    getattr(transformers_logging, f"set_verbosity_{verbosity}")()
     weights = load_file(folder / "model.safetensors")
     removed = [name for name in weights if "layer.1.attention.self" in name and name.endswith("weight")]
     save_file({n: t for n, t in weights.items() if n not in removed}, folder / "model.safetensors", {"format": "pt"})
+    chosen = transformers_logging.get_verbosity()
     message = refusal(folder)
+    assert transformers_logging.get_verbosity() == chosen
+    transformers_logging.set_verbosity(before)
     assert "its weights lack encoder.layer" in message
     assert message.endswith("in all); is the download complete?")
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -644,6 +645,32 @@ def test_embeddings_of_queries_are_no_documents(tmp_path, collection):
     encode_collection(StubEncoder(), collection, tmp_path / "q", side="query")
     with pytest.raises(InputError, match="holds query embeddings; an index takes those of documents"):
         build_index(tmp_path / "i", embeddings=tmp_path / "q")
+
+
+def test_readers_see_the_old_index_or_the_new_one_and_never_a_mix(tmp_path, collection):
+    few = Collection.load(make_collection(tmp_path / "few", documents()[:3], {}, {}))
+    encoder, text = StubEncoder(), "the glacier is a slow river"
+    for number, corpus in enumerate((collection, few)):
+        build_index(tmp_path / str(number), encoder=encoder, collection=corpus, store_text=True)
+    expected = [Searcher.load(tmp_path / name, encoder=encoder).search(text, k=9) for name in "01"]
+    build_index(tmp_path / "i", encoder=encoder, collection=collection, store_text=True)
+    done = threading.Event()
+
+    def read() -> set[int]:
+        seen = set()
+        while not done.is_set() or len(seen) == 0:
+            seen.add(expected.index(Searcher.load(tmp_path / "i", encoder=encoder).search(text, k=9)))
+        return seen
+
+    with ThreadPoolExecutor(3) as pool:
+        readers = [pool.submit(read) for _ in range(3)]
+        try:
+            for number in range(25):
+                corpus = (few, collection)[number % 2]
+                build_index(tmp_path / "i", encoder=encoder, collection=corpus, store_text=True, overwrite=True)
+        finally:
+            done.set()
+        assert set.union(*(reader.result() for reader in readers)) == {0, 1}
 
 
 def test_ids_that_no_run_can_carry_are_refused(tmp_path):
