@@ -9,7 +9,7 @@ from retrieval.collection import Collection
 from retrieval.errors import InputError
 from retrieval.irds import fetch, irds_folder
 
-ir_datasets = pytest.importorskip("ir_datasets")
+ir_datasets = pytest.importorskip("ir_datasets", reason="needs the irds extra")
 
 
 class Doc(NamedTuple):
