@@ -72,7 +72,7 @@ class _Dumper(yaml.SafeDumper):
     """YAML's safe dumper; quotes words that either version of YAML takes for something else."""
 
 
-# The core schema of YAML 1.2. PyYAML follows 1.1, where no is false, 2e-5 a word, 010 is 8 and 12:30 is 750; here 010 is a word.
+# The core schema of YAML 1.2, with 010 as a word. PyYAML follows 1.1: no is false, 2e-5 a word, 010 is 8, 12:30 is 750.
 for _tag, _pattern, _first in (
     ("null", r"(|~|null|Null|NULL)$", ["", "~", "n", "N"]),
     ("bool", r"(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
