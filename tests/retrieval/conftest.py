@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 from forked_commands import Nursery
+from stub_encoder import StubEncoder
 from tiny_files import make_tiny_collection, make_tiny_model
 from training_runs import settings
 
+from retrieval.collection import Collection
 from retrieval.progress import set_quiet
+from retrieval.search import build_index
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +79,11 @@ def whole(one_thread, tiny_model, tiny_collection, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     train(**settings(tiny_model, tiny_collection, out, gradient_accumulation_steps=2, save_steps=3))
     return out
+
+
+@pytest.fixture(scope="session")
+def stub_index(tmp_path_factory, tiny_collection) -> Path:
+    """An index folder of the tiny collection, made by the stub encoder: no model, no torch. Read it, never write."""
+    folder = tmp_path_factory.mktemp("stub") / "index"
+    build_index(folder, encoder=StubEncoder(), collection=Collection.load(tiny_collection))
+    return folder
