@@ -156,7 +156,7 @@ def read_queries(
     queries: dict[str, str] = {}
     lines: dict[str, int] = {}
     for number, _, raw in numbered_bytes(path):
-        if raw.isspace():
+        if not raw.strip():
             continue
         try:
             line = decode(raw, path, number)

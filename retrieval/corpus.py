@@ -186,7 +186,7 @@ def read_documents(
     """Yield (line number, byte offset, document) for every line that is not blank; messages name `source`."""
     try:
         for number, offset, raw in numbered_bytes(path):
-            if raw.isspace():
+            if not raw.strip():
                 continue
             try:
                 document = parse_document(raw, source, number)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.bm25 import BM25Searcher
+from retrieval.cli.main import exit_status
 from retrieval.collection import Collection
 from retrieval.encoder import Encoder
 from retrieval.errors import require
@@ -116,4 +117,4 @@ def _estimate(collection: Collection, steps: int) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -50,8 +50,13 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit status: 0 done, 1 failed, 2 bad usage or input, 128+n ended by signal n."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return exit_status(lambda: _dispatch(arguments), arguments)
+
+
+def exit_status(job: Callable[[], int], arguments: Sequence[str] = ()) -> int:
+    """Run `job` and return its exit status; what it raises becomes one line on stderr and the status above."""
     try:
-        status = _dispatch(arguments)
+        status = job()
         sys.stdout.flush()  # here, and not when the interpreter ends, a reader that has gone is met quietly
         return status
     except SystemExit as stop:  # argparse's --help
@@ -163,7 +168,7 @@ def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
-def _interrupted(arguments: list[str], number: signal.Signals) -> int:
+def _interrupted(arguments: Sequence[str], number: signal.Signals) -> int:
     resumable = bool(arguments) and arguments[0] in ("train", "encode") and "--resume" not in arguments
     how = "--resume instead of --overwrite" if "--overwrite" in arguments else "the same command and --resume"
     hint = f"; go on with {how}" if resumable else ""
