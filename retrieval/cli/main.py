@@ -101,7 +101,7 @@ def _run_verb(verb: str, rest: list[str]) -> int:
     add_settings_flags(parser)
     parser.add_argument("--version", action="version", version=f"rankwright {installed_version()}")
     args = apply_settings(parser, rest)
-    _set_up_output(quiet=args.quiet)
+    set_up_output(quiet=args.quiet)
     status: int = module.run(args)
     return status
 
@@ -129,7 +129,8 @@ def installed_version() -> str:
         return "unknown (not installed)"
 
 
-def _set_up_output(*, quiet: bool) -> None:
+def set_up_output(*, quiet: bool) -> None:
+    """Send the log lines of our packages to stderr as plain text; of other packages' only warnings show."""
     set_quiet(quiet)
     level = logging.WARNING if quiet else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
