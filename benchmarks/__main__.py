@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.cells import ROOT, Experiment, Options, Results, run_grid
+from benchmarks.cells import ROOT, Experiment, Options, Results
+from benchmarks.grid import run_grid
 from indexes.storage import StorageError
 from retrieval.errors import InputError
 
@@ -39,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         experiment: Experiment = import_module(f"benchmarks.{name}").EXPERIMENT
         try:
             if not args.table:
-                done = run_grid(experiment, options, Results(options.results, args.keep), deadline=deadline, say=_say)
+                results = Results(options.results, args.keep)
+                done = run_grid(experiment, options, results, deadline=deadline, jobs=args.jobs, say=_say)
                 status = max(status, 0 if done else 1)
             print(_table(experiment, options), flush=True)
         except (InputError, StorageError) as error:
@@ -80,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)} (default: all, in this order)")
     parser.add_argument("--budget-minutes", type=float, metavar="N", help="begin no cell that would end later")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        choices=range(1, 1 + (os.cpu_count() or 1)),
+        metavar="N",
+        help="run N cells side by side, each with its share of the cores; never those about speed (1)",
+    )
     parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what is finished")
     parser.add_argument("--tiny", action="store_true", help="a dry run on scraps of the data, results in build/tiny")
     parser.add_argument("--keep", action="store_true", help="accept finished cells of older code")

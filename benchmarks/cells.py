@@ -18,23 +18,15 @@ import hashlib
 import json
 import os
 import platform
-import re
-import resource
-import shutil
 import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from functools import cache
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from indexes.storage import locked, write_json, write_lines
+from indexes.storage import write_lines
 from retrieval.errors import InputError
 from retrieval.precision import cpu_flags
 
@@ -120,6 +112,7 @@ class Experiment:
         plan: names the cells, from the results so far.
         work: runs in the cell's process: (settings, options, an empty folder to work in) → values.
         table: the results so far as Markdown.
+        alone: its cells measure time, so that they never run side by side.
 
     """
 
@@ -129,6 +122,7 @@ class Experiment:
     plan: Callable[[Options, Results], Plan]
     work: Callable[[Settings, Options, Path], Values]
     table: Callable[[Options, Results], str]
+    alone: bool = False
 
 
 @dataclass(slots=True)
@@ -190,129 +184,6 @@ class Results:
         records[record["key"]] = record
         lines = [json.dumps(known, ensure_ascii=False, allow_nan=False) for known in records.values()]
         write_lines(self.folder / f"{name}.jsonl", lines)
-
-
-def run_grid(
-    experiment: Experiment,
-    options: Options,
-    results: Results,
-    *,
-    deadline: float = float("inf"),
-    say: Callable[[str], None] = print,
-) -> bool:
-    """Run the cells that are not finished and return whether none failed.
-
-    A cell that would probably end after `deadline` (of `time.monotonic`) is not begun; a cell that fails is told
-    and left out, the others go on.
-
-    Raises:
-        StorageError: another process runs this grid.
-
-    """
-    name = experiment.name
-    folder = options.build / "benchmarks" / name
-    failed: set[str] = set()
-    spent = expected = 1e-9
-    with locked(folder):
-        results.data[name] = experiment.prepare(options)
-        while True:
-            plan = experiment.plan(options, results)
-            missing = [cell for cell in plan.cells if results.find(name, cell) is None]
-            todo = [cell for cell in missing if cell.key not in failed]
-            pace = spent / expected if expected > 1 else 1.0
-            left = sum(cell.seconds for cell in todo) + plan.later
-            if not todo:
-                if plan.waiting and not failed:
-                    say(f"{name}: the other cells wait for {plan.waiting}")
-                return not failed
-            cell = next((c for c in todo if time.monotonic() + c.seconds * pace <= deadline), None)
-            if cell is None:
-                say(f"{name}: out of time; about {left * pace / 60:.0f} min are left to do")
-                return not failed
-            place = f"{name} {len(plan.cells) - len(missing) + 1}/{len(plan.cells)}{'+' if plan.later else ''}"
-            say(f"{place}  {cell.label}  (about {left * pace / 60:.0f} min left)")
-            record = _run(experiment, cell, options, folder / cell.key, results.data[name])
-            if record is None:
-                failed.add(cell.key)
-                say(f"{place}  FAILED; the error stands above")
-                continue
-            results.add(name, record)
-            spent, expected = spent + record["seconds"], expected + cell.seconds
-            say(f"{place}  {record['seconds']:.0f} s, {record['peak_mb']:.0f} MB")
-
-
-def _run(experiment: Experiment, cell: Cell, options: Options, folder: Path, data: str) -> dict[str, Any] | None:
-    """Run one cell in a process of its own; None when it failed."""
-    record = {
-        "key": cell.key,
-        "settings": cell.settings,
-        "data": data,
-        "code": code_hash(cell.sources),
-        "commit": commit(),
-        "versions": {"python": platform.python_version(), **installed(PACKAGES)},
-        "machine": machine(),
-    }
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    paths = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
-    specification = {"module": experiment.module, "settings": cell.settings, "options": paths, "folder": str(folder)}
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from benchmarks.cells import child; child()"],
-            stdin=subprocess.PIPE,
-            stdout=2,  # a library's chatter; standard output is for the tables
-            cwd=ROOT,
-            env={"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true", **os.environ},
-        )
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps(specification).encode() + b"\n")
-            process.stdin.flush()  # left open: when it closes, the child knows that its parent is gone
-            status = process.wait()
-        except BrokenPipeError:
-            status = process.wait()
-        finally:
-            process.kill()
-            process.wait()
-        answer = folder / "answer.json"
-        if status != 0 or not answer.is_file():
-            return None
-        record |= json.loads(answer.read_text(encoding="utf-8"))
-        return {**record, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def child() -> None:
-    """Run the cell that stands on standard input, and write what it gave into its folder."""
-    specification = json.loads(sys.stdin.buffer.raw.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    places = {k: v if isinstance(v, bool) else Path(v) for k, v in specification["options"].items()}
-    experiment: Experiment = import_module(specification["module"]).EXPERIMENT
-    folder = Path(specification["folder"])
-    started = time.perf_counter()
-    try:
-        values = experiment.work(specification["settings"], Options(**places), folder)
-    except KeyboardInterrupt:  # the parent has it too, and says so
-        os._exit(130)
-    seconds = round(time.perf_counter() - started, 1)
-    write_json(folder / "answer.json", {"values": values, "seconds": seconds, "peak_mb": round(_peak_mb())})
-
-
-def _peak_mb() -> float:
-    """Return the most memory that this process has held, in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux getrusage also remembers what the forking parent held
-        found = re.search(r"VmHWM:\s+(\d+)", status.read_text())
-        if found:
-            return int(found[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(1)
 
 
 def code_hash(sources: tuple[str, ...]) -> str:

@@ -128,4 +128,6 @@ def _machine(results: Results, cells: list[Cell]) -> list[str]:
     return [f"{note}; load when the cells began: up to {busy:g}."]
 
 
-EXPERIMENT = Experiment(name=NAME, module="benchmarks.speed", prepare=prepare, plan=plan, work=work, table=table)
+EXPERIMENT = Experiment(
+    name=NAME, module="benchmarks.speed", prepare=prepare, plan=plan, work=work, table=table, alone=True
+)

@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -15,7 +17,8 @@ import pytest
 
 from benchmarks import cells
 from benchmarks.__main__ import NAMES, main
-from benchmarks.cells import Cell, Options, Results, code_hash, run_grid
+from benchmarks.cells import Cell, Options, Results, code_hash
+from benchmarks.grid import run_grid
 from indexes.storage import StorageError, locked
 from retrieval.errors import InputError
 
@@ -122,7 +125,7 @@ def test_a_record_tells_all_that_decided_it_and_nothing_private(grid):
     assert record["data"] == "d1"
     assert record["code"] == code_hash(("code.py",))
     assert record["key"] == Cell(settings={"method": "a"}, seconds=9, sources=()).key
-    assert set(record["machine"]) == {"cpu", "cores", "bf16", "load"}
+    assert set(record["machine"]) == {"cpu", "cores", "bf16", "load", "threads"}
     assert record["machine"]["cores"] == os.cpu_count()
     assert {"python", "torch", "numpy", "rankwright"} <= set(record["versions"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["finished"])
@@ -231,9 +234,9 @@ def test_a_budget_begins_no_cell_that_would_end_late(grid):
 def test_a_kill_loses_only_the_running_cell_and_leaves_no_process(grid):
     (grid.folder / "wait b").touch()
     code = (
-        "from pathlib import Path; from benchmarks import cells; import fake_grid, sys; p = Path(sys.argv[1]);"
+        "from pathlib import Path; from benchmarks import cells, grid; import fake_grid, sys; p = Path(sys.argv[1]);"
         "cells.ROOT = p; o = cells.Options(shared=p, results=p / 'results', build=p / 'build');"
-        "cells.run_grid(fake_grid.EXPERIMENT, o, cells.Results(o.results))"
+        "grid.run_grid(fake_grid.EXPERIMENT, o, cells.Results(o.results))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(grid.folder)], stdout=subprocess.DEVNULL)
     log = grid.folder / "log.txt"
@@ -247,6 +250,29 @@ def test_a_kill_loses_only_the_running_cell_and_leaves_no_process(grid):
     grid.log()
     assert grid.run()
     assert grid.log() == ["b", ALL[2]]
+
+
+def test_cells_run_side_by_side_unless_they_measure_time(grid):
+    for name in "ab":
+        (grid.folder / f"wait {name}").touch()
+    log = grid.folder / "log.txt"
+
+    def let_go_when_both_run() -> None:
+        _until(lambda: log.exists() and len(log.read_text().splitlines()) == 2)
+        for name in "ab":
+            (grid.folder / f"wait {name}").unlink()
+
+    watcher = threading.Thread(target=let_go_when_both_run)
+    watcher.start()
+    assert grid.run(jobs=2)
+    watcher.join()
+    assert sorted(grid.log()) == sorted(ALL)
+    assert grid.records()["b"]["machine"]["threads"] == max(1, (os.cpu_count() or 1) // 2)
+
+    (grid.folder / "data.txt").write_text("d2")
+    alone = replace(import_module("fake_grid").EXPERIMENT, alone=True)
+    assert run_grid(alone, grid.options, Results(grid.options.results), jobs=2, say=grid.said.append)
+    assert grid.records()["b"]["machine"]["threads"] == os.cpu_count()
 
 
 def _until(condition) -> None:
