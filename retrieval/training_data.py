@@ -19,7 +19,7 @@ from retrieval.train_config import TrainConfig
 from retrieval.trec import Qrels
 
 if TYPE_CHECKING:
-    from rankers.losses.table import LossEntry
+    from rankers.losses import LossEntry
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,13 @@ compared.
 
 from __future__ import annotations
 
+from rankers.losses.entry import LossEntry
 from rankers.losses.mann_whitney import mw
+from rankers.losses.module import RankingLoss
 from rankers.losses.pointwise import bixse
 from rankers.losses.softmax import decoupled_softmax, infonce, softmax_ce
 from rankers.losses.softmax_at_k import sl_at_k
-from rankers.losses.table import LOSSES, LossEntry, RankingLoss, build
+from rankers.losses.table import LOSSES, build
 
 __all__ = [
     "LOSSES",

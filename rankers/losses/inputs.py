@@ -6,6 +6,8 @@ Values are looked at only where `where` is True; the check of the labels is one 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Literal
 
 import torch
@@ -85,6 +87,29 @@ def grades(labels: Tensor, where: Tensor, dtype: torch.dtype) -> Tensor:
     return labels.to(dtype).masked_fill(~where, 0)
 
 
+def teacher_scores(labels: Tensor, where: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a teacher's scores, any finite number, as `dtype`, 0 where masked; ValueError at any other value."""
+    _refuse(
+        labels,
+        where & ~labels.isfinite() if labels.is_floating_point() else torch.zeros_like(where),
+        "labels must be a teacher's finite scores; where it gave none, where must be False",
+    )
+    return labels.to(dtype).masked_fill(~where, 0)
+
+
+def check_list(name: str, scores: Tensor, max_list: int) -> None:
+    """Refuse rows that are longer than a loss with a cost of n² should take."""
+    if isinstance(max_list, bool) or not isinstance(max_list, int) or max_list < 1:
+        raise ValueError(f"max_list must be a whole number >= 1, got {max_list!r}")
+    n = scores.shape[1]
+    if n > max_list:
+        raise ValueError(
+            f"{name} compares all pairs of a row: {n} documents are {n * n:,} pairs per query, above "
+            f"max_list={max_list} ({max_list * max_list:,}); give it shorter lists, raise max_list, or take a loss "
+            "of linear cost"
+        )
+
+
 def scale_of(temperature: Number | None, scale: Number | None, default: Number) -> Number:
     """Return the factor on the scores: `scale`, or 1 / `temperature`, or `default` when both are None."""
     if temperature is not None and scale is not None:
@@ -136,6 +161,12 @@ def fill_masked(logits: Tensor, where: Tensor) -> Tensor:
 def softplus(values: Tensor) -> Tensor:
     """Return log(1 + exp(values)) to full precision; torch's own turns linear at 20, an error of 2e-9."""
     return -F.logsigmoid(-values)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?", or what is known when nothing is near."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
 
 
 def _refuse(labels: Tensor, bad: Tensor, wanted: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rankers.losses.entry import LossEntry
 from rankers.losses.inputs import (
     Number,
     check_choice,
@@ -90,6 +92,21 @@ def mw_count(
     return relevant * (where.sum() - relevant) if reduction == "mean" else relevant
 
 
+def mw_tally(
+    labels: Tensor, where: Tensor | None = None, *, positive_from: float = 1.0, **_: object
+) -> dict[str, Tensor]:
+    """Return the numbers of relevant and of irrelevant entries."""
+    where = check_mask("where", where, labels)
+    relevant = positives(labels, where, positive_from).sum()
+    return {"relevant": relevant, "irrelevant": where.sum() - relevant}
+
+
+def mw_totals(tally: Mapping[str, Tensor], *, reduction: str = "mean", **_: object) -> dict[str, Tensor]:
+    """Return the divisor: the pairs of the whole batch, or its relevant entries."""
+    relevant = tally["relevant"]
+    return {"count": relevant * tally["irrelevant"] if reduction == "mean" else relevant}
+
+
 class _PairLoss(torch.autograd.Function):
     """sum over (p, n) of softplus(n - p), by blocks of positives; keeps sums of sigmoids, no pair."""
 
@@ -113,3 +130,21 @@ class _PairLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         pulls, pushes = ctx.saved_tensors
         return -gradient * pulls, gradient * pushes
+
+
+ENTRIES = (
+    LossEntry(
+        name="mw",
+        fn=mw,
+        labels="binary",
+        use="one threshold for all queries: optimises the pooled ROC-AUC",
+        needs="whole matrix",
+        cost="all pairs of the batch",
+        paper="MW loss 2025, arXiv:2510.00137",
+        defaults={"temperature": TEMPERATURE, "positive_from": 1.0, "reduction": "mean"},
+        unchanged_by="one for all",
+        count=mw_count,
+        tally=mw_tally,
+        totals=mw_totals,
+    ),
+)

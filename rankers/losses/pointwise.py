@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rankers.losses.entry import LossEntry
 from rankers.losses.inputs import (
     Number,
     Reduction,
@@ -47,8 +48,8 @@ def bixse(
 
     bias="auto" is logit(mean valid label of the rows counted), without gradient: the bias at which a model
     that knows nothing has no gradient on it, -log(B - 1) for one relevant document among B. It is a statistic
-    of the whole batch: pass `bixse_statistics` of all rows as settings when the rows come in blocks. SigLIP's
-    -10 is this value near B = 22,000 and drowns a small batch.
+    of the whole batch: when the rows come in blocks, `bixse_totals` finds it from the sum of their `bixse_tally`.
+    SigLIP's -10 is this value near B = 22,000 and drowns a small batch.
 
     Args:
         scores: (queries, docs) float, larger is better; the default scale is meant for cosines.
@@ -81,20 +82,24 @@ def bixse(
     return reduced(entries.sum(-1).masked_fill(~rows, 0).sum(), rows.sum(), reduction)
 
 
-def bixse_statistics(
-    labels: Tensor,
-    where: Tensor | None = None,
-    *,
-    bias: Number | Literal["auto"] = "auto",
-    keep_empty_rows: bool = False,
-    **_: object,
+def bixse_tally(
+    labels: Tensor, where: Tensor | None = None, *, keep_empty_rows: bool = False, **_: object
 ) -> Mapping[str, Tensor]:
-    """Return what a block of rows cannot know: {"bias": the prior of the whole batch} when it is "auto"."""
-    if not isinstance(bias, str):
-        return {}
+    """Return the rows counted, their entries and the sum of their labels: blocks add up to the batch."""
     where = check_mask("where", where, labels)
     targets = _own_probabilities(labels, where)
-    return {"bias": _prior(targets, where & _counted_rows(targets, where, keep_empty_rows)[:, None])}
+    rows = _counted_rows(targets, where, keep_empty_rows)
+    counted = where & rows[:, None]
+    return {"count": rows.sum(), "entries": counted.sum(), "mass": targets.masked_fill(~counted, 0).sum()}
+
+
+def bixse_totals(
+    tally: Mapping[str, Tensor], *, bias: Number | Literal["auto"] = "auto", **_: object
+) -> Mapping[str, Tensor]:
+    """Return the divisor and, when it is "auto", the bias: the prior of the whole batch."""
+    if not isinstance(bias, str):
+        return {"count": tally["count"]}
+    return {"count": tally["count"], "bias": _prior_of(tally["mass"], tally["entries"])}
 
 
 def bixse_count(labels: Tensor, where: Tensor | None = None, *, keep_empty_rows: bool = False, **_: object) -> Tensor:
@@ -113,6 +118,28 @@ def _counted_rows(targets: Tensor, where: Tensor, keep_empty_rows: bool) -> Tens
 
 
 def _prior(targets: Tensor, counted: Tensor) -> Tensor:
-    """Return logit(mean target over `counted`), kept finite where every target is 0 or every target is 1."""
-    mean = targets.masked_fill(~counted, 0).sum() / counted.sum().clamp_min(1)
+    return _prior_of(targets.masked_fill(~counted, 0).sum(), counted.sum())
+
+
+def _prior_of(mass: Tensor, entries: Tensor) -> Tensor:
+    """Return logit(mass / entries), kept finite where every target is 0 or every target is 1."""
+    mean = mass / entries.clamp_min(1)
     return torch.logit(mean.detach().clamp(_CERTAIN, 1 - _CERTAIN))
+
+
+ENTRIES = (
+    LossEntry(
+        name="bixse",
+        fn=bixse,
+        labels="probability",
+        use="graded or soft labels, scores wanted as calibrated probabilities",
+        needs="rows + statistic",
+        cost="linear",
+        paper="BiXSE 2025, arXiv:2508.06781",
+        defaults={"scale": SCALE, "bias": "auto", "keep_empty_rows": False},
+        unchanged_by="none",
+        count=bixse_count,
+        tally=bixse_tally,
+        totals=bixse_totals,
+    ),
+)

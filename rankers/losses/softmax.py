@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rankers.losses.entry import LossEntry, count_graded_rows, count_positive_rows
 from rankers.losses.inputs import (
     Number,
     Reduction,
@@ -200,3 +201,44 @@ def softmax_ce(
     mass = gains.sum(-1, keepdim=True)
     weights = gains if list_weight == "sum" else gains / mass.masked_fill(mass == 0, 1)
     return reduced(_cross_entropy(logits, weights, where).sum(), (mass > 0).sum(), reduction)
+
+
+_BINARY = {"temperature": TEMPERATURE, "positive_from": 1.0}
+
+ENTRIES = (
+    LossEntry(
+        name="infonce",
+        fn=infonce,
+        labels="binary",
+        use="one relevant document per query, in-batch and mined negatives: the place to start",
+        needs="rows",
+        needs_if=lambda settings: "whole matrix" if settings["symmetric"] else "rows",
+        cost="linear",
+        paper="van den Oord et al. 2018, arXiv:1807.03748",
+        defaults={**_BINARY, "symmetric": False},
+        count=count_positive_rows,
+        several_positives=False,
+    ),
+    LossEntry(
+        name="decoupled_softmax",
+        fn=decoupled_softmax,
+        labels="binary",
+        use="many relevant documents per query, easy and hard ones together",
+        needs="rows",
+        cost="linear",
+        paper="Gupta et al. 2024, arXiv:2310.10636",
+        defaults=_BINARY,
+        count=count_positive_rows,
+    ),
+    LossEntry(
+        name="softmax_ce",
+        fn=softmax_ce,
+        labels="grade",
+        use="lists of documents with grades",
+        needs="rows",
+        cost="linear",
+        paper="Bruch et al. 2019, doi:10.1145/3341981.3344221",
+        defaults={"temperature": TEMPERATURE, "list_weight": "equal"},
+        count=count_graded_rows,
+    ),
+)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rankers.losses.entry import LossEntry, count_positive_rows
 from rankers.losses.inputs import (
     Number,
     Reduction,
@@ -123,3 +124,24 @@ def _warn_if_unstable(ratio: float) -> None:
             f"may collapse (badly placed positives are pushed down); the default ratio is {RATIO:g}",
             stacklevel=3,
         )
+
+
+ENTRIES = (
+    LossEntry(
+        name="sl_at_k",
+        fn=sl_at_k,
+        labels="binary",
+        use="many relevant documents per query, some of them false; the top K counts (nDCG@K)",
+        needs="rows",
+        cost="linear",
+        paper="Yang et al. 2025, arXiv:2508.05673",
+        defaults={
+            "k": 10,
+            "temperature": TEMPERATURE,
+            "weight_temperature": None,
+            "detach_weight": False,
+            "positive_from": 1.0,
+        },
+        count=count_positive_rows,
+    ),
+)
