@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from retrieval.errors import InputError
     from retrieval.evaluation import Estimate, evaluate
     from retrieval.search import Hit, Searcher, build_index
+    from retrieval.sentence_transformers_losses import CrossEncoderLoss, SentenceTransformerLoss
     from retrieval.train_config import TrainConfig
     from retrieval.training import train
     from retrieval.trec import read_qrels, read_run, write_run
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 __all__ = [
     "BM25Searcher",
     "Collection",
+    "CrossEncoderLoss",
     "Encoder",
     "Estimate",
     "Hit",
     "InputError",
     "Searcher",
+    "SentenceTransformerLoss",
     "TrainConfig",
     "build_index",
     "evaluate",
@@ -39,11 +42,13 @@ __all__ = [
 _HOME = {
     "BM25Searcher": "bm25",
     "Collection": "collection",
+    "CrossEncoderLoss": "sentence_transformers_losses",
     "Encoder": "encoder",
     "Estimate": "evaluation",
     "Hit": "search",
     "InputError": "errors",
     "Searcher": "search",
+    "SentenceTransformerLoss": "sentence_transformers_losses",
     "TrainConfig": "train_config",
     "build_index": "search",
     "evaluate": "evaluation",

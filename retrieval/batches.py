@@ -13,12 +13,13 @@ split's judgements only:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.cells import Cells, CellTargets, numbered
 from retrieval.corpus import Corpus
 from retrieval.errors import InputError
 from retrieval.rows import TrainingRow
@@ -41,25 +42,37 @@ class Batch:
 
     Attributes:
         query_ids, queries: (queries,) ids and texts.
+        query_numbers: (queries,) int64, which of all training queries each is: where a loss keeps its state.
         documents: (columns,) distinct texts.
         row_query: (rows,) int64, the query that each row of the matrix scores. One row per query, or one per
             (query, positive) for a loss that wants exactly one positive in a row.
-        labels: (rows, columns) float32.
-        where: (rows, columns) bool, True = a real, comparable entry.
-        where_columns: the same for the columns' direction, in which a query of several rows is one: a column keeps
-            the row that it is relevant to, or the first.
+        targets: labels and masks, of which only the unusual cells are kept.
         causes: how many cells, columns or rows each id-aware rule touched.
 
     """
 
     query_ids: list[str]
     queries: list[str]
+    query_numbers: NDArray[np.int64]
     documents: list[str]
     row_query: NDArray[np.int64]
-    labels: NDArray[np.float32]
-    where: NDArray[np.bool_]
-    where_columns: NDArray[np.bool_]
+    targets: CellTargets
     causes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def labels(self) -> NDArray[np.float32]:
+        """(rows, columns) float32, whole."""
+        return self.targets.rows(0, len(self.targets))[0]
+
+    @property
+    def where(self) -> NDArray[np.bool_]:
+        """(rows, columns) bool, whole: True = a real, comparable entry."""
+        return self.targets.rows(0, len(self.targets))[1]
+
+    @property
+    def where_columns(self) -> NDArray[np.bool_]:
+        """(rows, columns) bool, whole: the same for the columns' direction."""
+        return self.targets.where_columns(0, len(self.targets))
 
 
 ANY_GRADE = float(np.finfo(np.float32).tiny)  # as positive_from: every grade above 0
@@ -73,12 +86,14 @@ class LabelRule:
         several: whether one row may have several positives.
         positive_from: the grade from which a document counts as positive and may be drawn as one, > 0.
         scale: labels are grades divided by this (the highest grade for a loss over probabilities, else 1).
+        teacher: labels are the scores that a teacher gave the row's own documents; all others are masked.
 
     """
 
     several: bool
     positive_from: float = 1.0
     scale: float = 1.0
+    teacher: bool = False
 
     def __str__(self) -> str:
         return "above 0" if self.positive_from == ANY_GRADE else f">= {self.positive_from:g}"
@@ -125,6 +140,15 @@ def positive_grades(row: TrainingRow) -> Sequence[float]:
     return row.positive_labels or [1.0] * max(len(row.positive_ids), len(row.positives))
 
 
+def teacher_scores(row: TrainingRow) -> dict[Key, float]:
+    """Return what a teacher gave each document of the row that it scored."""
+    scored = [
+        *zip(positive_documents(row), row.positive_scores, strict=False),
+        *zip(negative_documents(row), row.negative_scores, strict=False),
+    ]
+    return {key: score for (key, _), score in scored}
+
+
 class Batcher:
     """Draws batches from rows; every draw depends on (seed, epoch, row) alone, so any batch can be made again."""
 
@@ -144,7 +168,17 @@ class Batcher:
         self.batch_size, self.seed = batch_size, seed
         self.num_positives, self.num_negatives = num_positives, num_negatives
         self.rows = [row for row in rows if any(g >= rule.positive_from for g in positive_grades(row))]
+        if rule.teacher:
+            self.rows = [row for row in self.rows if len(teacher_scores(row)) > 1]
         self.dropped = len(rows) - len(self.rows)
+        self.query_number: dict[str, int] = {}
+        for row in self.rows:
+            self.query_number.setdefault(row.query_id, len(self.query_number))
+        if not self.rows and rule.teacher:
+            raise InputError(
+                f"none of the {len(rows)} training rows has a teacher's scores of two documents; give rows with "
+                "positive_scores and negative_scores"
+            )
         if not self.rows:
             raise InputError(f"none of the {len(rows)} training rows has a positive of grade {rule}")
         given = num_negatives > 0 and any(row.negative_ids or row.negatives for row in self.rows)
@@ -162,21 +196,25 @@ class Batcher:
         drawn = [self._draw(row, number, epoch) for row, number in zip(rows, numbers, strict=True)]
         causes: Counter[str] = Counter()
         columns, documents = self._columns(drawn, causes)
-        grades = np.zeros((len(rows), len(documents)), dtype=np.float32)
-        for i, row in enumerate(rows):
-            for key, grade in self.judgements.get(row.query_id, {}).items():
-                if (column := columns.get(key)) is not None:
-                    grades[i, column] = max(grade, grades[i, column])
         own = [[columns[key] for key, _ in positives] for positives, _ in drawn]
-        row_query, labels, where = (self._several if self.rule.several else self._single)(grades, own, causes)
+        make = self._taught if self.rule.teacher else self._several if self.rule.several else self._single
+        row_query, labelled, masked = make(rows, columns, own, causes)
+        queries = numbered([rows[i].query for i in row_query])
+        causes["duplicate_query"] += len(queries) - len(set(queries.tolist()))
         return Batch(
             query_ids=[row.query_id for row in rows],
             queries=[row.query for row in rows],
+            query_numbers=np.array([self.query_number[row.query_id] for row in rows], dtype=np.int64),
             documents=documents,
-            row_query=row_query,
-            labels=labels,
-            where=where,
-            where_columns=_one_row_per_query([rows[i].query for i in row_query], labels, where, causes),
+            row_query=np.array(row_query, dtype=np.int64),
+            targets=CellTargets(
+                shape=(len(row_query), len(documents)),
+                labelled=_cells(labelled),
+                labels=np.array([label for row in labelled for _, label in sorted(row.items())], dtype=np.float32),
+                excepted=_cells(masked),
+                queries=queries,
+                is_valid=not self.rule.teacher,
+            ),
             causes=causes,
         )
 
@@ -208,45 +246,51 @@ class Batcher:
         causes["duplicate_text"] += len(distinct) - len(column_of_text)
         return columns, list(column_of_text)
 
-    def _several(
-        self, grades: NDArray[np.float32], own: list[list[int]], causes: Counter[str]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
+    def _grades(self, row: TrainingRow, columns: Mapping[Key, int]) -> dict[int, float]:
+        """Return the grade, > 0, of each column that is judged for a row's query."""
+        found: dict[int, float] = {}
+        for key, grade in self.judgements.get(row.query_id, {}).items():
+            if grade > 0 and (column := columns.get(key)) is not None:
+                found[column] = max(grade, found.get(column, 0.0))
+        return found
+
+    def _several(self, rows: Rows, columns: Mapping[Key, int], own: Own, causes: Counter[str]) -> Matrix:
         """One row per query; every judged document that is in the batch is labelled with its grade."""
-        causes["relevant_labelled"] += int((grades >= self.rule.positive_from).sum()) - sum(len(set(o)) for o in own)
-        return np.arange(len(own)), grades / np.float32(self.rule.scale), np.ones(grades.shape, dtype=bool)
+        grades = [self._grades(row, columns) for row in rows]
+        relevant = sum(grade >= self.rule.positive_from for row in grades for grade in row.values())
+        causes["relevant_labelled"] += relevant - sum(len(set(mine)) for mine in own)
+        labels = [{column: grade / self.rule.scale for column, grade in row.items()} for row in grades]
+        return list(range(len(rows))), labels, [()] * len(rows)
 
-    def _single(
-        self, grades: NDArray[np.float32], own: list[list[int]], causes: Counter[str]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
+    def _single(self, rows: Rows, columns: Mapping[Key, int], own: Own, causes: Counter[str]) -> Matrix:
         """One row per (query, drawn positive); the query's other relevant documents are masked."""
-        pairs = [(i, column) for i, mine in enumerate(own) for column in dict.fromkeys(mine)]
-        row_query = np.array([i for i, _ in pairs], dtype=np.int64)
-        positive = np.array([column for _, column in pairs], dtype=np.int64)
-        labels = np.zeros((len(pairs), grades.shape[1]), dtype=np.float32)
-        labels[np.arange(len(pairs)), positive] = grades[row_query, positive]
-        where = (grades[row_query] < self.rule.positive_from) | (labels > 0)
-        causes["relevant_masked"] += int((~where).sum())
-        return row_query, labels, where
+        row_query, labels, masked = [], [], []
+        for i, row in enumerate(rows):
+            grades = self._grades(row, columns)
+            relevant = {column for column, grade in grades.items() if grade >= self.rule.positive_from}
+            for column in dict.fromkeys(own[i]):
+                row_query.append(i)
+                labels.append({column: grades[column]})
+                masked.append(relevant - {column})
+        causes["relevant_masked"] += sum(map(len, masked))
+        return row_query, labels, masked
+
+    def _taught(self, rows: Rows, columns: Mapping[Key, int], own: Own, causes: Counter[str]) -> Matrix:
+        """One row per query; its own documents that a teacher scored, and nothing else."""
+        labels = [{columns[key]: score for key, score in teacher_scores(row).items() if key in columns} for row in rows]
+        return list(range(len(rows))), labels, labels
 
 
-def _one_row_per_query(
-    queries: Sequence[str], labels: NDArray[np.float32], where: NDArray[np.bool_], causes: Counter[str]
-) -> NDArray[np.bool_]:
-    """Return `where` with, in each column, one row of every query text: the one with a label, or the first."""
-    rows_of: dict[str, list[int]] = {}
-    for row, query in enumerate(queries):
-        rows_of.setdefault(query, []).append(row)
-    causes["duplicate_query"] += len(queries) - len(rows_of)
-    if len(rows_of) == len(queries):
-        return where
-    kept = where.copy()
-    columns = np.arange(where.shape[1])
-    for rows in rows_of.values():
-        if len(rows) > 1:
-            chosen = np.array(rows)[(labels[rows] > 0).argmax(axis=0)]
-            kept[rows] = False
-            kept[chosen, columns] = where[chosen, columns]
-    return kept
+Rows = Sequence[TrainingRow]
+Own = Sequence[Sequence[int]]  # for each row the columns of the positives that it drew
+# the query of each row of the matrix; the labels of its labelled cells; the columns that are not as most cells are
+Matrix = tuple[list[int], Sequence[Mapping[int, float]], Sequence[Iterable[int]]]
+
+
+def _cells(rows: Sequence[Iterable[int]]) -> Cells:
+    found = [(i, column) for i, row in enumerate(rows) for column in sorted(row)]
+    places = np.array(found, dtype=np.int64).reshape(-1, 2)
+    return Cells(places[:, 0], places[:, 1])
 
 
 def _some(documents: list[Document], count: int, random: np.random.Generator) -> list[Document]:

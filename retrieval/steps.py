@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from retrieval.batches import Batch, Batcher, micro_batches
+from retrieval.cells import CellTargets
 from retrieval.encoder import Encoder, token_batches
 
 if TYPE_CHECKING:
     import torch
 
-    from rankers.losses import RankingLoss
+    from rankers.engine import Matryoshka, RowTargets
+    from rankers.losses import LossSum, RankingLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,15 @@ def _tokenized(batch: Batch, encoder: Encoder) -> TokenizedBatch:
     )
 
 
-def backward(encoder: Encoder, loss: RankingLoss, batches: Sequence[TokenizedBatch]) -> float:
+def backward(
+    encoder: Encoder,
+    loss: RankingLoss | LossSum,
+    batches: Sequence[TokenizedBatch],
+    *,
+    chunk_size: int | None = None,
+    matryoshka: Matryoshka | None = None,
+    keep_state: bool = True,
+) -> float:
     """Add the gradient of one step to the parameters and return the step's loss.
 
         loss = Σ_b count_b · loss_b / Σ_b count_b
@@ -72,29 +83,159 @@ def backward(encoder: Encoder, loss: RankingLoss, batches: Sequence[TokenizedBat
     matrix of all rows, masked between the batches.
 
     Returns early, without the gradient of that batch, when a loss is not finite.
+
+    Args:
+        encoder: in training mode, or not: dropout is the model's.
+        loss: a loss or a sum.
+        batches: of the step.
+        chunk_size: texts that are embedded with their graph at once, at most; the gradient is the same, the memory that
+            of a chunk, the time that of one more forward pass. None: all texts of a batch.
+        matryoshka: also compare first dimensions alone.
+        keep_state: let a loss with state go on from here.
+
     """
     import torch
 
     device = encoder.model.device
-    targets = [tuple(torch.from_numpy(a).to(device) for a in (b.batch.labels, b.batch.where)) for b in batches]
-    counts = [int(loss.count(labels, where)) for labels, where in targets]
+    counts = torch.stack([_count(loss, b.batch.targets, device) for b in batches])
+    weights = counts.double() / counts.sum(0).clamp_min(1)
     value = 0.0
-    for tokens, (labels, where), count in zip(batches, targets, counts, strict=True):
-        with torch.autocast(device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):
-            queries = embed(encoder, tokens.queries)
-            documents = embed(encoder, tokens.documents)
-        # index_select and not [rows]: the gradient of the latter is summed in any order
+    for tokens, weight in zip(batches, weights, strict=True):
         rows = torch.from_numpy(tokens.batch.row_query).to(device)
-        scores = queries.index_select(0, rows) @ documents.T
-        at_call = {}
-        if loss.settings.get("symmetric"):
-            at_call["where_columns"] = torch.from_numpy(tokens.batch.where_columns).to(device)
-        share = loss(scores, labels, where, **at_call) * (count / max(1, sum(counts)))
-        value += float(share.detach())
+        asked = torch.from_numpy(tokens.batch.query_numbers).to(device)[rows] if loss.keeps_state else None
+        state = None if asked is None else loss.recall(asked)
+        step = _chunked if chunk_size is not None else _whole
+        found, new = step(encoder, loss, tokens, rows, weight, matryoshka, state, chunk_size)
+        value += found
         if not math.isfinite(value):
             break
-        share.backward()
+        if keep_state and asked is not None and new is not None:
+            loss.keep(asked, new)
     return value
+
+
+State = Mapping[str, "torch.Tensor"]
+
+
+def _whole(
+    encoder: Encoder,
+    loss: RankingLoss | LossSum,
+    tokens: TokenizedBatch,
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    matryoshka: Matryoshka | None,
+    state: State | None,
+    chunk_size: int | None,
+) -> tuple[float, State | None]:
+    """Take the plain step: all texts with their graph, one matrix of scores."""
+    import torch
+
+    device = encoder.model.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):
+        queries = embed(encoder, tokens.queries)
+        documents = embed(encoder, tokens.documents)
+    targets = BlockTargets(tokens.batch.targets, device, symmetric=loss.is_symmetric)
+    part = targets.rows(0, len(targets))
+    totals = loss.totals(loss.tally(part.labels, part.where))
+    at_call = dict(part.at_call) if state is None else {**part.at_call, "state": state}
+    new: State | None = None
+    value = torch.zeros((), device=device)
+    for dimension, factor in (matryoshka.dimensions if matryoshka else {None: 1.0}).items():
+        sides = queries, documents
+        if matryoshka is not None and dimension is not None:
+            sides = matryoshka.cut(queries, dimension), matryoshka.cut(documents, dimension)
+        # index_select and not [rows]: the gradient of the latter is summed in any order
+        scores = sides[0].index_select(0, rows) @ sides[1].T
+        share = loss.share(scores, part.labels, part.where, totals=totals, weight=weight * factor, **at_call)
+        if state is not None:
+            share, new = share
+        value = value + share
+    if math.isfinite(float(value.detach())):
+        torch.autograd.backward(value)
+    return float(value.detach()), new
+
+
+def _chunked(
+    encoder: Encoder,
+    loss: RankingLoss | LossSum,
+    tokens: TokenizedBatch,
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    matryoshka: Matryoshka | None,
+    state: State | None,
+    chunk_size: int | None,
+) -> tuple[float, State | None]:
+    """Take the step of a large batch: texts in chunks, scores in blocks of rows."""
+    from rankers.engine import cached_backward
+
+    device = encoder.model.device
+    query_chunks, query_order = _chunks(encoder, tokens.queries, chunk_size)
+    document_chunks, document_order = _chunks(encoder, tokens.documents, chunk_size)
+    found = cached_backward(
+        loss,
+        query_chunks,
+        document_chunks,
+        BlockTargets(tokens.batch.targets, device, symmetric=loss.is_symmetric),
+        query_order=query_order,
+        document_order=document_order,
+        device=device,
+        matryoshka=matryoshka,
+        row_query=rows,
+        weight=weight,
+        state=state,
+    )
+    return found.loss, found.state
+
+
+def _chunks(
+    encoder: Encoder, tokens: Sequence[Sequence[int]], chunk_size: int | None
+) -> tuple[list[Callable[[], torch.Tensor]], torch.Tensor]:
+    """Return what embeds each chunk of texts of similar length, and which texts they are."""
+    import torch
+
+    def forward(positions: Sequence[int]) -> torch.Tensor:
+        with torch.autocast(encoder.model.device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):
+            return encoder.forward([tokens[position] for position in positions])
+
+    groups = [
+        positions[start : start + (chunk_size or len(positions))]
+        for positions in token_batches([len(ids) for ids in tokens], encoder.batch_tokens)
+        for start in range(0, len(positions), chunk_size or len(positions))
+    ]
+    return [partial(forward, group) for group in groups], torch.tensor([p for group in groups for p in group])
+
+
+class BlockTargets:
+    """A batch's targets as tensors, a block of rows at a time."""
+
+    def __init__(self, targets: CellTargets, device: torch.device, *, symmetric: bool) -> None:
+        self._targets, self._device, self._symmetric = targets, device, symmetric
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._targets)
+
+    def rows(self, start: int, stop: int) -> RowTargets:
+        """Return labels and masks of these rows."""
+        import torch
+
+        from rankers.engine import RowTargets
+
+        labels, where = (torch.from_numpy(a).to(self._device) for a in self._targets.rows(start, stop))
+        if not self._symmetric:
+            return RowTargets(labels, where)
+        columns = torch.from_numpy(self._targets.where_columns(start, stop)).to(self._device)
+        return RowTargets(labels, where, {"where_columns": columns})
+
+
+def _count(loss: RankingLoss | LossSum, targets: CellTargets, device: torch.device) -> torch.Tensor:
+    """Return what the loss of a batch divides by, from blocks of its rows."""
+    from rankers.engine import sum_tallies
+
+    step = max(1, (1 << 21) // max(1, targets.shape[1]))
+    blocks = BlockTargets(targets, device, symmetric=False)
+    parts = (blocks.rows(start, min(len(blocks), start + step)) for start in range(0, len(blocks), step))
+    return loss.divisor(sum_tallies(loss.tally(part.labels, part.where) for part in parts))
 
 
 def embed(encoder: Encoder, tokens: Sequence[Sequence[int]]) -> torch.Tensor:

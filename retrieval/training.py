@@ -152,7 +152,7 @@ class _Run:
             self.data.rows,
             self.data.collection.corpus,
             self.data.judgements,
-            self.data.label_rule(loss.entry, loss.settings),
+            self.data.label_rule(loss),
             batch_size=config.per_device_train_batch_size,
             num_positives=config.num_positives,
             num_negatives=config.num_negatives,

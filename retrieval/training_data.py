@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrieval.batches import ANY_GRADE, Judgements, LabelRule, collect_judgements
 from retrieval.collection import Collection
@@ -19,7 +19,7 @@ from retrieval.train_config import TrainConfig
 from retrieval.trec import Qrels
 
 if TYPE_CHECKING:
-    from rankers.losses import LossEntry
+    from rankers.losses import LossSum, RankingLoss
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,15 @@ class TrainingData:
     dev_qrels: Qrels
     max_grade: float
 
-    def label_rule(self, entry: LossEntry, settings: Mapping[str, Any]) -> LabelRule:
+    def label_rule(self, loss: RankingLoss | LossSum) -> LabelRule:
         """Return how grades become the labels that a loss accepts."""
+        binary = [term.settings for term in loss.terms if term.kind == "binary"]
+        is_binary = len(binary) == len(loss.terms)
         return LabelRule(
-            several=entry.several_positives,
-            positive_from=float(settings.get("positive_from", 1.0)) if entry.labels == "binary" else ANY_GRADE,
-            scale=self.max_grade if entry.labels == "probability" else 1.0,
+            several=all(term.entry.several_positives for term in loss.terms),
+            positive_from=min(float(one.get("positive_from", 1.0)) for one in binary) if is_binary else ANY_GRADE,
+            scale=self.max_grade if loss.kind == "probability" else 1.0,
+            teacher=loss.kind == "teacher",
         )
 
     def fingerprint(self) -> str:

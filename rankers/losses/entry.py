@@ -17,7 +17,7 @@ Needs = Literal["rows", "rows + statistic", "whole matrix"]
 Numbers = Mapping[str, Tensor]  # () numbers by name
 
 # Tensors of one batch and how to reduce it: arguments of a call, not settings that a run folder can hold.
-AT_CALL = frozenset({"where", "where_columns", "beta", "seen", "state", "reduction"})
+AT_CALL = frozenset({"where", "where_columns", "weights", "beta", "seen", "state", "reduction"})
 
 
 def count_positive_rows(
@@ -65,6 +65,7 @@ class LossEntry:
         merge: joins what two blocks have shown.
         several_positives: a row may have several; else a trainer gives each its own row.
         state: of each query, name → its first value; given as `state` to `fn`, which then returns (loss, state).
+        state_if: whether given settings keep a state; None: they do where there is one.
 
     """
 
@@ -85,6 +86,7 @@ class LossEntry:
     several_positives: bool = True
     needs_if: Callable[[Mapping[str, Any]], Needs] | None = None
     state: Mapping[str, float] = field(default_factory=dict)
+    state_if: Callable[[Mapping[str, Any]], bool] | None = None
 
     def needs_with(self, settings: Mapping[str, Any]) -> Needs:
         """Return what must be known at once under other settings than the defaults."""

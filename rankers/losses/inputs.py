@@ -6,7 +6,7 @@ Values are looked at only where `where` is True; the check of the labels is one 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Literal
 
@@ -19,7 +19,7 @@ Number = float | Tensor  # a tensor has shape () and may require a gradient: a l
 
 
 def check_matrix(scores: Tensor, labels: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return (scores in float32 or float64, where as bool) or say which shape or dtype is wrong.
+    """Return (scores in float32 or float64, 0 where masked; where as bool) or say which shape or dtype is wrong.
 
     Half precision is lifted to float32 because every loss takes logarithms: bfloat16 holds 3 digits.
     """
@@ -31,7 +31,9 @@ def check_matrix(scores: Tensor, labels: Tensor, where: Tensor | None) -> tuple[
             f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must have the same (queries, "
             "docs) shape; did you forget rankers.lists.pad_lists()?"
         )
-    return (scores if scores.dtype == torch.float64 else scores.to(torch.float32)), where
+    # Masked scores become 0: a learned temperature's gradient is the sum of all gradients × scores, and 0 × nan is nan.
+    lifted = scores if scores.dtype == torch.float64 else scores.to(torch.float32)
+    return lifted.masked_fill(~where, 0), where
 
 
 def check_mask(name: str, where: Tensor | None, labels: Tensor) -> Tensor:
@@ -99,8 +101,7 @@ def teacher_scores(labels: Tensor, where: Tensor, dtype: torch.dtype) -> Tensor:
 
 def check_list(name: str, scores: Tensor, max_list: int) -> None:
     """Refuse rows that are longer than a loss with a cost of n² should take."""
-    if isinstance(max_list, bool) or not isinstance(max_list, int) or max_list < 1:
-        raise ValueError(f"max_list must be a whole number >= 1, got {max_list!r}")
+    check_whole("max_list", max_list, least=1)
     n = scores.shape[1]
     if n > max_list:
         raise ValueError(
@@ -108,6 +109,19 @@ def check_list(name: str, scores: Tensor, max_list: int) -> None:
             f"max_list={max_list} ({max_list * max_list:,}); give it shorter lists, raise max_list, or take a loss "
             "of linear cost"
         )
+
+
+def check_state(state: Mapping[str, Tensor], first: Mapping[str, float], scores: Tensor) -> Mapping[str, Tensor]:
+    """Return the rows' state without gradient, in the scores' precision; `first` names what it must hold."""
+    if not isinstance(state, Mapping) or state.keys() != first.keys():
+        held = ", ".join(state) if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(f"state must hold {', '.join(first)}, each (queries,), got {held}")
+    for name, values in state.items():
+        if values.shape != scores.shape[:1]:
+            raise ValueError(
+                f"state[{name!r}] must hold one number per query {tuple(scores.shape[:1])}, got {tuple(values.shape)}"
+            )
+    return {name: values.detach().to(scores) for name, values in state.items()}
 
 
 def scale_of(temperature: Number | None, scale: Number | None, default: Number) -> Number:
@@ -129,6 +143,12 @@ def check_number(name: str, value: Number, *, positive: bool = False) -> Number:
     elif positive and not value > 0:
         raise ValueError(f"{name} must be > 0, got {value!r}")
     return value
+
+
+def check_whole(name: str, value: object, *, least: int) -> None:
+    """Refuse anything but an int from `least` on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 
 def check_switch(name: str, value: object) -> None:

@@ -5,12 +5,14 @@ All are unchanged when a constant is added to a query's scores, so each row of t
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rankers.losses.column_softmax import ColumnTables
 from rankers.losses.entry import LossEntry, count_graded_rows, count_positive_rows
 from rankers.losses.inputs import (
     Number,
@@ -18,6 +20,7 @@ from rankers.losses.inputs import (
     check_choice,
     check_mask,
     check_matrix,
+    check_number,
     check_switch,
     fill_masked,
     grades,
@@ -36,9 +39,13 @@ def infonce(
     *,
     where: Tensor | None = None,
     where_columns: Tensor | None = None,
+    weights: Tensor | None = None,
+    seen: ColumnTables | None = None,
     temperature: Number | None = None,
     scale: Number | None = None,
     symmetric: bool = False,
+    hardness: float = 0.0,
+    grade_weight: bool = False,
     positive_from: float = 1.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -53,7 +60,18 @@ def infonce(
 
     symmetric=True also asks each document for its query, loss = (mean over rows + mean over columns) / 2. A
     column's positives are the rows that call it relevant; a column that no row calls relevant (a mined
-    negative) enters the rows' softmax only. This couples the rows: it needs the whole matrix at once.
+    negative) enters the rows' softmax only. This couples the rows: of blocks of rows, `infonce_observe` must have
+    `seen` all.
+
+    hardness=a adds a × (the negative's own raw score, without gradient) to each negative's logit (LLaVE): hard
+    negatives weigh more. A row's gradient is (softmax of the shifted logits - target) / temperature.
+    `weights` adds log w to each negative's logit (MEOW), in both directions: 1 leaves it, 0 takes it out of the
+    denominator, and between them lies what may be a false negative. An irrelevant column is a negative here,
+    in the columns' direction an irrelevant row; positives keep their logits.
+
+    grade_weight=True weighs each row by its grade, the mean one of its positives, and divides by the sum of the
+    grades (importance-weighted InfoNCE; in the columns' direction, by the columns' grades). 0/1 labels: no change.
+    A temperature of its own for each query is `isogclr`: it needs a state and has another objective.
 
     Args:
         scores: (queries, docs) float, larger is better. The defaults are meant for cosines; a cross-encoder's
@@ -63,42 +81,143 @@ def infonce(
             label. None means that every entry is valid.
         where_columns: (queries, docs) bool, the mask of the columns' direction when it differs from `where`
             (a document that occurs twice, a query that two documents answer). None means `where`.
+        weights: (queries, docs) float in [0, 1], read at negatives only; no gradient flows into them. None
+            means 1.
+        seen: what `infonce_observe` found in all rows, joined, when these are only some of them.
         temperature: divides the scores; > 0, unitless; default 0.05. A () tensor may be learned.
         scale: multiplies the scores, 1 / temperature; give one of the two.
         symmetric: add the columns' direction.
+        hardness: >= 0, added to a negative's logit per unit of its score; LLaVE's runs use 0.5 to 9. 0: off.
+        grade_weight: weigh rows by grade; needs labels that are grades.
         positive_from: smallest relevant grade, > 0.
-        reduction: "sum" is the numerator: loss × number of rows with a relevant document.
+        reduction: "sum" is the numerator: loss × number of rows with a relevant document; with grade_weight,
+            loss × sum of their grades, in units of positive_from where that is below 1.
 
     Returns:
         () float loss in nats; 0, with zero gradient, when no row has a relevant document.
 
     Raises:
-        ValueError: at wrong shapes, dtypes, labels or settings.
+        ValueError: at wrong shapes, dtypes, labels, weights or settings.
 
     Source: van den Oord et al. 2018 (arXiv:1807.03748) eq. 4; symmetric: Radford et al. 2021
-    (arXiv:2103.00020).
+    (arXiv:2103.00020); hardness: LLaVE (arXiv:2503.04812); weights: MEOW, from memory.
 
     """
-    scores, where = check_matrix(scores, labels, where)
     check_switch("symmetric", symmetric)
+    where = check_mask("where", where, labels)
+    columns = where if where_columns is None else check_mask("where_columns", where_columns, labels)
+    scores, _ = check_matrix(scores, labels, where | columns)
     logits = scores * scale_of(temperature, scale, 1 / TEMPERATURE)
-    total, count = _one_direction(logits, positives(labels, where, positive_from), where)
+    positive = positives(labels, where, positive_from)
+    gains = _gains(labels, grade_weight, positive_from, logits.dtype)
+    lift = _lift(scores, hardness, weights, where & ~positive)
+    total, count = _one_direction(logits, positive, where, lift, gains)
     if not symmetric:
         if where_columns is not None:
             raise ValueError("where_columns is the mask of the columns' direction; it needs symmetric=True")
         return reduced(total, count, reduction)
-    columns = where if where_columns is None else check_mask("where_columns", where_columns, labels)
-    column_positives = positives(labels, columns, positive_from)
-    column_total, column_count = _one_direction(logits.T, column_positives.T, columns.T)
+    positive = positives(labels, columns, positive_from)
+    lift = _lift(scores, hardness, weights, columns & ~positive)
+    if seen is not None:
+        column_total, column_count = seen.share(*_lifted(logits, positive, columns, lift)), seen.weights.sum()
+        both = (total / seen.rows.clamp_min(1) + column_total / column_count.clamp_min(1)) / 2
+        return reduced(both * seen.rows, seen.rows, reduction)
+    turned = [matrix if matrix is None else matrix.T for matrix in (lift, gains)]
+    column_total, column_count = _one_direction(logits.T, positive.T, columns.T, *turned)
     both = (reduced(total, count, "mean") + reduced(column_total, column_count, "mean")) / 2
     return reduced(both * count, count, reduction)
 
 
-def _one_direction(logits: Tensor, positive: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of the rows' losses and the number of rows that have a positive."""
+def infonce_observe(
+    scores: Tensor,
+    labels: Tensor,
+    where: Tensor | None = None,
+    *,
+    where_columns: Tensor | None = None,
+    weights: Tensor | None = None,
+    temperature: Number | None = None,
+    scale: Number | None = None,
+    hardness: float = 0.0,
+    grade_weight: bool = False,
+    positive_from: float = 1.0,
+    **_: object,
+) -> ColumnTables:
+    """Return what a block of rows shows of the columns' direction."""
+    where = check_mask("where", where, labels)
+    columns = where if where_columns is None else check_mask("where_columns", where_columns, labels)
+    scores, _mask = check_matrix(scores, labels, where | columns)
+    logits = scores * scale_of(temperature, scale, 1 / TEMPERATURE)
+    gains = _gains(labels, grade_weight, positive_from, logits.dtype)
+    rows = _row_weights(positives(labels, where, positive_from), gains).sum()
+    positive = positives(labels, columns, positive_from)
+    lifted, positive, columns = _lifted(
+        logits, positive, columns, _lift(scores, hardness, weights, columns & ~positive)
+    )
+    return ColumnTables.of(lifted, positive, columns, gains, rows)
+
+
+def infonce_count(
+    labels: Tensor,
+    where: Tensor | None = None,
+    *,
+    grade_weight: bool = False,
+    positive_from: float = 1.0,
+    **_: object,
+) -> Tensor:
+    """Return the () number of rows with a relevant document, or the sum of their grades."""
+    where = check_mask("where", where, labels)
+    positive = positives(labels, where, positive_from)
+    dtype = torch.float64 if labels.dtype == torch.float64 else torch.float32
+    return _row_weights(positive, _gains(labels, grade_weight, positive_from, dtype)).sum()
+
+
+def _one_direction(
+    logits: Tensor, positive: Tensor, where: Tensor, lift: Tensor | None, gains: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of the rows' weighted losses and the sum of their weights; a row without a positive has none."""
+    logits, positive, where = _lifted(logits, positive, where, lift)
     found = positive.sum(-1, keepdim=True)
     per_row = _cross_entropy(logits, positive.to(logits.dtype) / found.clamp_min(1), where)
-    return per_row.sum(), (found > 0).sum()
+    row_weights = _row_weights(positive, gains)
+    return (per_row * row_weights).sum(), row_weights.sum()
+
+
+def _lifted(logits: Tensor, positive: Tensor, where: Tensor, lift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits with what is added to negatives, and the masks; -inf at a negative of weight 0: as if masked."""
+    if lift is None:
+        return logits, positive, where
+    where = where & (positive | (lift > -math.inf))
+    return logits + lift.masked_fill(positive | ~where, 0), positive, where
+
+
+def _row_weights(positive: Tensor, gains: Tensor | None) -> Tensor:
+    """Return (queries,) the mean grade of a row's positives, 0 without any; without `gains`, whether it has one."""
+    if gains is None:
+        return positive.any(-1)
+    return gains.masked_fill(~positive, 0).sum(-1) / positive.sum(-1).clamp_min(1)
+
+
+def _gains(labels: Tensor, grade_weight: bool, positive_from: float, dtype: torch.dtype) -> Tensor | None:
+    """Return the grades as weights, never below 1 at a positive, so that a sum below 1 means that there is none."""
+    check_switch("grade_weight", grade_weight)
+    return labels.to(dtype) / min(positive_from, 1) if grade_weight else None
+
+
+def _lift(scores: Tensor, hardness: float, weights: Tensor | None, negative: Tensor) -> Tensor | None:
+    """Return what is added to the negatives' logits, without gradient; None when it is nothing."""
+    if not (check_number("hardness", hardness) >= 0):
+        raise ValueError(f"hardness must be >= 0, got {hardness}: below, easy negatives would count most")
+    lift = hardness * scores.detach() if hardness else None
+    if weights is None:
+        return lift
+    if weights.shape != scores.shape or not weights.is_floating_point():
+        raise ValueError(f"weights must be float {tuple(scores.shape)}, got {weights.dtype} {tuple(weights.shape)}")
+    bad = negative & ~((weights >= 0) & (weights <= 1))
+    if bool(bad.any()):
+        row, column = bad.nonzero()[0].tolist()
+        raise ValueError(f"weights[{row}, {column}] is {weights[row, column].item():g}: weights must be in [0, 1]")
+    logs = weights.detach().to(scores.dtype).log()
+    return logs if lift is None else lift + logs
 
 
 def _cross_entropy(logits: Tensor, weights: Tensor, where: Tensor) -> Tensor:
@@ -212,11 +331,13 @@ ENTRIES = (
         labels="binary",
         use="one relevant document per query, in-batch and mined negatives: the place to start",
         needs="rows",
-        needs_if=lambda settings: "whole matrix" if settings["symmetric"] else "rows",
+        needs_if=lambda settings: "rows + statistic" if settings["symmetric"] else "rows",
+        observe=infonce_observe,
+        merge=ColumnTables.joined,
         cost="linear",
         paper="van den Oord et al. 2018, arXiv:1807.03748",
-        defaults={**_BINARY, "symmetric": False},
-        count=count_positive_rows,
+        defaults={**_BINARY, "symmetric": False, "hardness": 0.0, "grade_weight": False},
+        count=infonce_count,
         several_positives=False,
     ),
     LossEntry(

@@ -6,12 +6,42 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from rankers.losses import mann_whitney, pointwise, softmax, softmax_at_k
+from rankers.losses import (
+    distillation,
+    individual_temperature,
+    lambdas,
+    listwise,
+    mann_whitney,
+    metric_learning,
+    ordinal_regression,
+    pairwise,
+    pointwise,
+    smooth_ranks,
+    soft_top_k,
+    softmax,
+    softmax_at_k,
+    teacher_pairs,
+)
 from rankers.losses.entry import LossEntry
 from rankers.losses.inputs import did_you_mean
 from rankers.losses.module import RankingLoss
 
-FAMILIES = (softmax, pointwise, mann_whitney, softmax_at_k)
+FAMILIES = (
+    softmax,
+    pointwise,
+    mann_whitney,
+    softmax_at_k,
+    soft_top_k,
+    listwise,
+    smooth_ranks,
+    distillation,
+    individual_temperature,
+    metric_learning,
+    ordinal_regression,
+    pairwise,
+    lambdas,
+    teacher_pairs,
+)
 
 LOSSES: Mapping[str, LossEntry] = MappingProxyType(
     {entry.name: entry for family in FAMILIES for entry in family.ENTRIES}

@@ -1,4 +1,4 @@
-"""BiXSE: values by hand, torch's BCE, SigLIP, and the bias prior."""
+"""BiXSE, SigLIP and PointCE: values by hand, torch's BCE, and the bias prior."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rankers.losses import bixse, build
+from rankers.losses import bixse, build, point_ce, siglip
 from rankers.losses.pointwise import bixse_count, bixse_tally, bixse_totals
 
 
@@ -18,7 +18,7 @@ def batch(rows=5, columns=7, seed=0):
     return scores, labels, where
 
 
-def siglip(scores, signs, scale, bias):
+def siglip_by_hand(scores, signs, scale, bias):
     """Sigmoid loss of the paper: -1/B sum_ij log sigmoid(l_ij (t c_ij + b)), l = +1 or -1."""
     total = 0.0
     for row, marks in zip(scores.tolist(), signs.tolist(), strict=True):
@@ -39,7 +39,8 @@ def test_hard_labels_give_siglip(scale, bias):
     scores, _, _ = batch(rows=4, columns=6)
     labels = torch.eye(4, 6)
     got = bixse(scores, labels, scale=scale, bias=bias)
-    assert got.item() == pytest.approx(siglip(scores, 2 * labels - 1, scale, bias), rel=1e-12)
+    assert got.item() == pytest.approx(siglip_by_hand(scores, 2 * labels - 1, scale, bias), rel=1e-12)
+    assert got == siglip(scores, labels, scale=scale, bias=bias)
 
 
 def test_it_is_torch_bce_summed_over_columns_and_averaged_over_rows():
@@ -157,3 +158,101 @@ def test_learned_scale_and_bias_are_parameters_of_the_module():
 def test_other_biases_are_refused(bias):
     with pytest.raises(ValueError, match="bias must be"):
         bixse(torch.zeros(1, 2), torch.zeros(1, 2), bias=bias)
+
+
+def hard_batch(rows=4, columns=6):
+    scores, labels, where = batch(rows, columns)
+    return scores, (labels > 0.6).long(), where
+
+
+@pytest.mark.parametrize("settings", [{"bias": -2.0}, {"bias": "auto"}, {"bias": "auto", "keep_empty_rows": True}])
+def test_siglip_is_bixse_of_hard_labels_in_loss_and_gradient(settings):
+    scores, labels, where = hard_batch()
+    one, two = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+    siglip(one, labels, where=where, **settings).backward()
+    bixse(two, labels, where=where, **settings).backward()
+    assert torch.equal(one.grad, two.grad)
+    assert torch.equal(siglip(one, labels, where=where, **settings), bixse(two, labels, where=where, **settings))
+
+
+def test_siglip_takes_grades_and_starts_at_the_sources_scale_and_bias():
+    scores, _, _ = batch(3, 3)
+    grades = torch.tensor([[3, 1, 0], [0, 2, 0], [1, 0, 3]])
+    wanted = bixse(scores, grades >= 2, scale=10, bias=-10)
+    torch.testing.assert_close(siglip(scores, grades, positive_from=2), wanted)
+    torch.testing.assert_close(siglip(scores, grades), bixse(scores, grades >= 1, scale=10, bias=-10))
+
+
+def test_one_relevant_pair_alone():
+    assert siglip(torch.tensor([[0.3]]), torch.ones(1, 1), bias=-1.0).item() == pytest.approx(math.log1p(math.exp(-2)))
+
+
+def test_siglip_gradients_of_scores_scale_and_bias():
+    scores, labels, where = hard_batch()
+    labels[:, 0], where[:, 0] = 1, True
+    leaf = scores.clone().requires_grad_()
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    bias = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)
+    siglip(leaf, labels, where=where, scale=scale, bias=bias).backward()
+    error = ((3 * scores - 1).sigmoid() - labels) * where / 4
+    torch.testing.assert_close(leaf.grad, 3 * error)
+    torch.testing.assert_close(scale.grad, (error * scores).sum())
+    torch.testing.assert_close(bias.grad, error.sum())
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_any_blocks_of_rows_and_columns_add_up_with_the_gradients_of_scale_and_bias(size):
+    scores, labels, _ = hard_batch(5, 6)
+
+    def gradients(parts):
+        leaf = scores.clone().requires_grad_()
+        scale, bias = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (10.0, -3.0))
+        for rows, columns in parts:
+            settings = {"scale": scale, "bias": bias, "keep_empty_rows": True, "reduction": "sum"}
+            siglip(leaf[rows, columns], labels[rows, columns], **settings).backward()
+        return leaf.grad, scale.grad, bias.grad
+
+    cuts = [slice(start, start + size) for start in range(0, 6, size)]
+    blocks = [(rows, columns) for rows in cuts for columns in cuts]
+    for got, wanted in zip(gradients(blocks), gradients([(slice(None), slice(None))]), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_siglip_needs_a_statistic_only_for_the_automatic_bias():
+    assert build("siglip").needs == "rows"
+    auto = build("siglip", bias="auto")
+    assert auto.needs == "rows + statistic"
+    assert auto.totals(auto.tally(torch.eye(8)))["bias"].item() == pytest.approx(-math.log(7), rel=1e-6)
+    assert set(build("siglip").totals(auto.tally(torch.eye(8)))) == {"count"}
+    with pytest.raises(ValueError, match='bias must be "auto"'):
+        build("siglip", bias="prior")
+
+
+@pytest.mark.parametrize("name", ["bixse", "siglip"])
+def test_half_precision_labels_are_counted_exactly(name):
+    labels = torch.ones(1, 300, dtype=torch.bfloat16)  # which holds no 299
+    labels[0, 0] = 0
+    tally = build(name, bias="auto").tally(labels)
+    assert (tally["mass"], tally["entries"]) == (299, 300)
+
+
+def test_point_ce_by_hand():
+    scores, labels = torch.tensor([[2.0, -1.0], [0.5, 3.0]]), torch.tensor([[1.0, 0.25], [0.0, 0.0]])
+    first = math.log1p(math.exp(2)) - 2 + math.log1p(math.exp(-1)) + 0.25
+    second = math.log1p(math.exp(0.5)) + math.log1p(math.exp(3))
+    assert point_ce(scores, labels).item() == pytest.approx(first)
+    assert point_ce(scores, labels, keep_empty_rows=True).item() == pytest.approx((first + second) / 2)
+
+
+def test_point_ce_is_bixse_without_a_bias_at_scale_one():
+    scores, labels, where = batch()
+    wanted = bixse(scores, labels, where=where, scale=1, bias=0.0)
+    assert torch.equal(point_ce(scores, labels, where=where), wanted)
+    torch.testing.assert_close(point_ce(10 * scores, labels, where=where, temperature=10), wanted)
+
+
+def test_point_ce_pulls_every_score_by_its_error():
+    scores, labels, where = batch()
+    leaf = scores.clone().requires_grad_()
+    point_ce(leaf, labels, where=where).backward()
+    torch.testing.assert_close(leaf.grad, (scores.sigmoid() - labels) * where / 5)

@@ -1,5 +1,6 @@
 """One suite, every loss: what must hold whatever the formula."""
 
+import functools
 import random
 
 import hypothesis.extra.numpy as hnp
@@ -17,9 +18,34 @@ VARIANTS = [
     ("bixse", {"bias": -1.5, "temperature": 0.3}),
     ("bixse", {"keep_empty_rows": True}),
     ("mw", {"reduction": "paper_sum"}),
+    ("mw", {"method": "tabulated"}),
+    ("mw", {"method": "exact"}),
     ("sl_at_k", {"k": 1, "weight_temperature": 1.0}),
     ("sl_at_k", {"k": 10**6, "detach_weight": True}),
     ("softmax_ce", {"list_weight": "sum"}),
+    ("infonce", {"grade_weight": True}),
+    ("infonce", {"grade_weight": True, "symmetric": True}),
+    ("siglip", {"bias": "auto", "temperature": 0.3}),
+    ("point_ce", {"keep_empty_rows": True}),
+    ("ordinal", {"levels": 6, "thresholds": [-1, 0, 0.5, 2, 3.5]}),
+    ("isogclr", {"count_positives": True, "temperature": 0.5}),
+    ("multi_similarity", {"mining": 0.1, "temperature": 0.5}),
+    ("circle", {"self_paced": False}),
+    ("listnet", {"target_temperature": 0.5}),
+    ("poly1", {"epsilon": -1.0}),
+    ("soft_topk", {"k": 2, "alpha": 0.5}),
+    ("soft_topk", {"k": "num_positives"}),
+    ("approx_ndcg", {"gain": "linear"}),
+    ("neural_ndcg", {"k": 2, "sinkhorn_iterations": 0, "temperature": 1.0}),
+    ("kl_div", {"teacher_temperature": 3.0, "debias": 0.1}),
+    ("soft_alignment", {"divergence": "jensen_shannon", "debias": 0.2}),
+    ("ranknet", {"pair_weight": "squares", "list_weight": "sum"}),
+    ("triplet", {"negatives": "all"}),
+    ("margin_mse", {"pairs": "all"}),
+    ("rank_distil", {"k": 2, "margin_function": "hinge"}),
+    ("lambdarank", {"gain": "linear"}),
+    ("lambdaloss", {"k": 2}),
+    ("lambdaloss", {"k": 2, "truncation": "block"}),
 ]
 CASES = [(name, {}) for name in LOSSES] + VARIANTS
 IDS = ["-".join([name, *map(str, settings)]) for name, settings in CASES]
@@ -31,6 +57,8 @@ LEVELS = {"binary": 1, "probability": 4, "grade": 3}
 def labels_of(name, levels):
     """Turn 0..4 into labels of the kind that the loss takes."""
     kind = LOSSES[name].labels
+    if kind == "teacher":
+        return levels - 1
     return levels / 4 if kind == "probability" else levels.clamp(max=LEVELS[kind] + 1)
 
 
@@ -101,6 +129,20 @@ def test_masked_entries_count_for_nothing_and_get_exactly_no_gradient(name, sett
 
 
 @every_loss
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), 1e30])
+def test_masked_scores_never_reach_a_learned_temperature(name, settings, junk):
+    scores, labels, where = example(name)
+    given = {key: value for key, value in settings.items() if key not in ("scale", "temperature")}
+    slopes = []
+    for fill in (0.0, junk):
+        temperature = torch.tensor(0.5, requires_grad=True)
+        masked = scores.masked_fill(~where, fill)
+        LOSSES[name].fn(masked, labels, where=where, temperature=temperature, **given).backward()
+        slopes.append(temperature.grad)
+    torch.testing.assert_close(*slopes)
+
+
+@every_loss
 @given(matrices, st.randoms())
 def test_the_order_of_queries_and_documents_never_matters(name, settings, matrix, shuffler):
     loss = build(name, **settings)
@@ -118,21 +160,26 @@ def test_the_order_of_queries_and_documents_never_matters(name, settings, matrix
 def test_a_constant_added_to_scores(name, settings, matrix, shift):
     loss = build(name, **settings)
     scores, labels, where = tensors(name, matrix)
+    # On a grid, where the sum is exact: next to a kink (a tie, a hinge) rounding would choose the slope.
+    scores, shift = (scores * 64).round() / 64, round(shift * 64) / 64
     wanted = value_and_gradient(loss, scores, labels, where)
-    if name == "bixse":  # the bias absorbs a shift
-        if isinstance(loss.settings["bias"], str):
+    unchanged_by = LOSSES[name].unchanged_by
+    if unchanged_by == "none":  # unless a bias absorbs it
+        bias = loss.settings.get("bias", "none")
+        if isinstance(bias, str):
             return
-        settings = {**settings, "bias": settings["bias"] - shift / settings["temperature"]}
+        factor = loss.settings["scale"] if "scale" in loss.settings else 1 / loss.settings["temperature"]
+        settings = {**settings, "bias": bias - shift * factor}
         shifts = torch.full((len(scores), 1), shift, dtype=torch.float64)
-    elif name == "mw" or settings.get("symmetric"):  # one for all queries
+    elif unchanged_by == "one for all" or settings.get("symmetric"):  # one for all queries
         shifts = torch.full((len(scores), 1), shift, dtype=torch.float64)
     else:  # another one for each query
         shifts = shift * torch.arange(len(scores))[:, None]
     assert_same(
         value_and_gradient(build(name, **settings), scores + shifts, labels, where),
         wanted,
-        rtol=1e-6,
-        atol=1e-9,
+        rtol=1e-5 if settings.get("method") == "tabulated" else 1e-6,
+        atol=1e-7 if settings.get("method") == "tabulated" else 1e-9,
     )
 
 
@@ -140,9 +187,10 @@ def test_a_constant_added_to_scores(name, settings, matrix, shift):
 @given(matrices)
 def test_gradients_sum_to_zero_where_only_differences_count(name, settings, matrix):
     _, gradient = value_and_gradient(build(name, **settings), *tensors(name, matrix))
-    if name == "bixse" or (name == "sl_at_k" and not settings.get("detach_weight")):
+    unchanged_by = LOSSES[name].unchanged_by
+    if unchanged_by == "none" or (name == "sl_at_k" and not settings.get("detach_weight")):
         return  # SL@K: the threshold moves with the scores but carries no gradient
-    sums = gradient.sum() if name == "mw" or settings.get("symmetric") else gradient.sum(1)
+    sums = gradient.sum() if unchanged_by == "one for all" or settings.get("symmetric") else gradient.sum(1)
     torch.testing.assert_close(sums, torch.zeros_like(sums), atol=1e-8, rtol=0)
 
 
@@ -171,6 +219,9 @@ def test_nothing_relevant_gives_zero_and_a_zero_gradient(name, settings, shape, 
     if settings.get("keep_empty_rows") and not masked and labels.numel():
         assert value >= 0  # irrelevant documents are something to learn from, if you ask for it
         return
+    if LOSSES[name].labels == "teacher" and name != "rank_distil" and not masked and labels.shape[1] > 1:
+        assert loss.count(labels, where) == len(labels)  # a teacher that calls all documents equal is one to follow
+        return
     assert value == 0
     assert value.shape == ()
     assert gradient.shape == shape
@@ -189,7 +240,10 @@ def test_any_number_of_columns(name, settings, columns):
 
 
 # What is detached is not the slope of the loss.
-@pytest.mark.parametrize(("name", "settings"), [case for case in CASES if not case[1].get("detach_weight")])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [case for case in CASES if not case[1].get("detach_weight") and case != ("circle", {})],
+)
 @pytest.mark.filterwarnings("ignore:sl_at_k")
 def test_gradients_against_finite_differences(name, settings):
     scores, labels, where = example(name, rows=4, columns=5, dtype=torch.float64)
@@ -254,17 +308,24 @@ def test_sum_is_the_mean_times_the_count(name, settings, matrix):
 def test_any_split_of_the_rows_gives_the_same_gradient(name, settings, matrix, seed):
     loss = build(name, **settings)
     scores, labels, where = tensors(name, matrix)
-    totals = loss.totals(loss.tally(labels, where))
     cuts = sorted(random.Random(seed).sample(range(len(scores) + 1), k=min(2, len(scores))))
     if loss.needs == "whole matrix":
         cuts = []
+    edges = list(zip([0, *cuts], [*cuts, len(scores)], strict=True))
+    tallies = [loss.tally(labels[start:stop], where[start:stop]) for start, stop in edges]
+    totals = loss.totals({number: sum(tally[number] for tally in tallies) for number in tallies[0]})
+    at_call = {}
+    if loss.observes:
+        parts = [loss.observe(scores[start:stop], labels[start:stop], where[start:stop]) for start, stop in edges]
+        at_call["seen"] = functools.reduce(loss.merge, parts)
     leaf = scores.clone().requires_grad_()
     value = torch.zeros((), dtype=torch.float64)
-    for start, stop in zip([0, *cuts], [*cuts, len(scores)], strict=True):
-        share = loss.share(leaf[start:stop], labels[start:stop], where[start:stop], totals=totals)
+    for start, stop in edges:
+        share = loss.share(leaf[start:stop], labels[start:stop], where[start:stop], totals=totals, **at_call)
         share.backward()
         value += share.detach()
-    assert_same((value, leaf.grad), value_and_gradient(loss, scores, labels, where))
+    tolerance = {"rtol": 1e-5, "atol": 1e-7} if name == "mw" else {}  # from tables
+    assert_same((value, leaf.grad), value_and_gradient(loss, scores, labels, where), **tolerance)
 
 
 @every_loss

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankers.losses import decoupled_softmax, infonce, softmax_ce
+from rankers.losses import build, decoupled_softmax, infonce, softmax_ce
 
 E = math.e
 
@@ -243,3 +243,138 @@ def test_per_query_offsets_leave_infonce_alone():
     scores, labels, _ = batch()
     offsets = torch.empty(6, 1, dtype=torch.float64).uniform_(-100, 100)
     torch.testing.assert_close(infonce(scores + offsets, labels), infonce(scores, labels), atol=1e-6, rtol=1e-6)
+
+
+def test_hardness_shifts_the_negatives_logits_and_not_their_slope():
+    """LLaVE: the softmax P' of the shifted logits, the gradient t (P' - Y) / B."""
+    scores, labels, where = batch()
+    shifted = (scores / 0.2 + 3 * scores * (labels == 0)).masked_fill(~where, -torch.inf)
+    target = labels * where / (labels * where).sum(1, keepdim=True)
+    wanted = -(target * torch.log_softmax(shifted, 1).masked_fill(~where, 0)).sum(1).mean()
+    settings = {"where": where, "temperature": 0.2, "hardness": 3}
+    torch.testing.assert_close(infonce(scores, labels, **settings), wanted)
+    slopes = (torch.softmax(shifted, 1) - target) / 0.2 / len(scores)
+    torch.testing.assert_close(gradient(infonce, scores, labels, **settings), slopes)
+    torch.testing.assert_close(slopes.sum(1), torch.zeros(6, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_hardness_gives_hard_negatives_a_larger_share():
+    scores, labels = torch.tensor([[0.9, 0.7, 0.1]]), torch.tensor([[1, 0, 0]])
+    plain, hard = (gradient(infonce, scores, labels, temperature=1, hardness=a)[0] for a in (0.0, 9.0))
+    assert hard[1] / hard[2] == pytest.approx((plain[1] / plain[2]).item() * math.exp(9 * 0.6), rel=1e-4)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_at_their_defaults_the_arguments_change_nothing(symmetric):
+    scores, labels, where = batch()
+    wanted = infonce(scores, labels, where=where, symmetric=symmetric)
+    ones = torch.ones_like(scores)
+    for settings in (
+        {"hardness": 0},
+        {"grade_weight": True},
+        {"weights": ones},
+        {"weights": 1 - 0.7 * labels},
+    ):
+        assert infonce(scores, labels, where=where, symmetric=symmetric, **settings) == wanted
+
+
+def test_weights_multiply_the_negatives_in_the_denominator():
+    scores, labels = torch.tensor([[2.0, 1.0, 3.0]]), torch.tensor([[1, 0, 0]])
+    weights = torch.tensor([[0.0, 0.25, 0.5]])  # the positive's own is not read
+    wanted = math.log(math.exp(2) + 0.25 * math.exp(1) + 0.5 * math.exp(3)) - 2
+    assert infonce(scores, labels, temperature=1, weights=weights).item() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_weight_of_zero_is_a_mask(symmetric):
+    scores, labels, where = batch()
+    out = (torch.rand(scores.shape, generator=torch.Generator().manual_seed(3)) < 0.4) & (labels == 0)
+    weights = (~out).double()
+    weights[~where] = torch.nan  # not read either
+    got = gradient(infonce, scores, labels, where=where, weights=weights, symmetric=symmetric)
+    wanted = gradient(infonce, scores, labels, where=where & ~out, symmetric=symmetric)
+    torch.testing.assert_close(got, wanted)
+    assert (got[out] == 0).all()
+
+
+def test_a_row_whose_negatives_all_have_weight_zero_costs_nothing():
+    labels = torch.eye(2, 3)
+    assert infonce(torch.rand(2, 3), labels, weights=torch.zeros(2, 3)) == 0
+
+
+def test_weights_and_hardness_work_in_both_directions():
+    scores, _, _ = batch(rows=4, columns=4)
+    labels = torch.eye(4)
+    weights = torch.rand(4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weights[0, 1] = 0
+    lifted = scores / 0.5 + (1 - labels) * (2 * scores + weights.log())
+    lifted[range(4), range(4)] = scores.diag() / 0.5
+    target = torch.arange(4)
+    wanted = (F.cross_entropy(lifted, target) + F.cross_entropy(lifted.T, target)) / 2
+    got = infonce(scores, labels, temperature=0.5, symmetric=True, hardness=2, weights=weights)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_the_columns_mask_opens_scores_that_the_rows_mask_closes():
+    scores, _, _ = batch(rows=3, columns=3)
+    where = ~torch.eye(3, dtype=torch.bool).roll(1, 0)
+    settings = {"temperature": 1, "symmetric": True, "where_columns": torch.ones_like(where)}
+    rows = F.cross_entropy(scores.masked_fill(~where, -torch.inf), torch.arange(3))
+    columns = F.cross_entropy(scores.T, torch.arange(3))
+    torch.testing.assert_close(infonce(scores, torch.eye(3), where=where, **settings), (rows + columns) / 2)
+
+
+def test_no_gradient_flows_into_the_weights():
+    weights = torch.full((2, 3), 0.5, requires_grad=True)
+    infonce(torch.rand(2, 3, requires_grad=True), torch.eye(2, 3), weights=weights).backward()
+    assert weights.grad is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.full((2, 3), 1.5), r"weights\[0, 1\] is 1.5: weights must be in \[0, 1\]"),
+        (torch.full((2, 3), -0.5), r"weights\[0, 1\] is -0.5"),
+        (torch.full((2, 3), torch.nan), r"weights\[0, 1\] is nan"),
+        (torch.ones(3, 2), r"weights must be float \(2, 3\), got torch.float32 \(3, 2\)"),
+        (torch.ones(2, 3) > 0, r"weights must be float \(2, 3\), got torch.bool"),
+    ],
+)
+def test_other_weights_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        infonce(torch.zeros(2, 3), torch.eye(2, 3), weights=weights)
+    with pytest.raises(ValueError, match="unknown setting 'weights' of infonce"):
+        build("infonce", weights=weights)
+
+
+@pytest.mark.parametrize("settings", [{"hardness": -1}, {"hardness": "9"}, {"grade_weight": 1}])
+def test_other_settings_are_refused(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
+        build("infonce", **settings)
+
+
+def test_grade_weight_weighs_a_row_by_the_mean_grade_of_its_positives():
+    scores, _, _ = batch(rows=3, columns=4)
+    grades = torch.tensor([[3.0, 0, 0, 0], [1, 2, 0, 0], [0, 0, 0, 0]], dtype=torch.float64)
+    one, two = (infonce(scores[i : i + 1], grades[i : i + 1]) for i in (0, 1))
+    torch.testing.assert_close(infonce(scores, grades, grade_weight=True), (3 * one + 1.5 * two) / 4.5)
+    loss = build("infonce", grade_weight=True)
+    assert loss.count(grades) == 4.5
+    torch.testing.assert_close(loss(scores, grades, reduction="sum"), 3 * one + 1.5 * two)
+
+
+def test_grade_weight_in_both_directions():
+    scores, _, _ = batch(rows=2, columns=2)
+    grades = torch.tensor([[3, 0], [0, 1]])
+    logs = [-torch.log_softmax(scores / 0.05, axis).diag() for axis in (1, 0)]
+    wanted = sum((3 * log[0] + log[1]) / 4 for log in logs) / 2
+    torch.testing.assert_close(infonce(scores, grades, grade_weight=True, symmetric=True), wanted)
+
+
+def test_one_row_of_a_grade_below_one_is_not_weighed_down():
+    scores, labels = torch.rand(2, 3), torch.tensor([[0.6, 0.1, 0.0], [0, 0, 0.9]])
+    settings = {"grade_weight": True, "positive_from": 0.5}
+    rows = [infonce(scores[i : i + 1], labels[i : i + 1], positive_from=0.5) for i in (0, 1)]
+    torch.testing.assert_close(infonce(scores[:1], labels[:1], **settings), rows[0])
+    torch.testing.assert_close(infonce(scores, labels, **settings), (0.6 * rows[0] + 0.9 * rows[1]) / 1.5)
+    assert build("infonce", **settings).count(labels).item() == pytest.approx(1.5 / 0.5)

@@ -1,4 +1,4 @@
-"""SL@K: the theorem on random lists, the limits, the threshold, and the warning."""
+"""SL and SL@K: the theorem on random lists, the limits, the threshold and its estimate, and the warning."""
 
 import math
 import warnings
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankers.losses import build, infonce, sl_at_k, softmax_at_k
+from rankers.losses import build, infonce, sl, sl_at_k, softmax_at_k
 
 
 def batch(rows=5, columns=12, seed=0):
@@ -178,3 +178,128 @@ def test_settings_are_checked():
     for settings in ({"weight_temperature": 0}, {"detach_weight": "no"}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             build("sl_at_k", **settings)
+
+
+def test_sl_is_the_sum_over_a_rows_positives():
+    scores, labels, where = batch()
+    torch.testing.assert_close(sl(scores, labels, where=where), softmax_loss(scores, labels, where, 0.1))
+    torch.testing.assert_close(sl(scores, labels, where=where, scale=5), softmax_loss(scores, labels, where, 0.2))
+
+
+def test_sl_is_infonce_times_the_number_of_positives():
+    scores, labels, where = batch(rows=1)
+    found = (where & (labels == 1)).sum()
+    assert found > 1
+    wanted = found * infonce(scores, labels, where=where, temperature=0.1)
+    torch.testing.assert_close(sl(scores, labels, where=where), wanted)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12))
+def test_sl_at_k_is_at_most_sl(seed, k):
+    scores, labels, where = batch(seed=seed)
+    assert sl_at_k(scores, labels, where=where, k=k) <= sl(scores, labels, where=where)
+
+
+def test_an_estimated_threshold_starts_at_zero():
+    scores, labels, where = batch()
+    zero = torch.zeros(5, dtype=torch.float64)
+    wanted = sl_at_k(scores, labels, where=where, beta=zero)
+    assert sl_at_k(scores, labels, where=where, quantile="estimated") == wanted
+    loss, _ = sl_at_k(scores, labels, where=where, quantile="estimated", state={"beta": zero})
+    assert loss == wanted
+
+
+def test_one_step_of_the_estimate_by_hand():
+    scores, labels = torch.tensor([[0.5, 0.3, 0.1, -0.2, 9.0]]), torch.tensor([[1, 0, 0, 0, 0]])
+    where = torch.tensor([[True, True, True, True, False]])
+    for beta, below, above in ((0.0, 1 / 4, 3 / 4), (0.3, 2 / 4, 1 / 4), (-1.0, 0, 1)):
+        settings = {"where": where, "quantile": "estimated", "state": {"beta": torch.tensor([beta])}, "k": 1}
+        _, state = sl_at_k(scores, labels, beta_rate=0.2, **settings)
+        assert state["beta"].item() == pytest.approx(beta - 0.2 * (0.25 * below - 0.75 * above))  # p = 1 - 1/4
+        _, state = sl_at_k(scores, labels, beta_rate=0.2, corpus_size=100, **settings)
+        assert state["beta"].item() == pytest.approx(beta - 0.2 * (0.01 * below - 0.99 * above))
+
+
+def test_the_step_is_down_the_pinball_loss():
+    scores, labels, where = batch()
+    beta = torch.full((5,), 0.05, dtype=torch.float64, requires_grad=True)
+    p = (1 - 3 / where.sum(1)).clamp_min(0)[:, None]
+    gap = scores - beta[:, None]
+    pinball = torch.where(where, p * gap.clamp_min(0) + (1 - p) * (-gap).clamp_min(0), 0).sum(1) / where.sum(1)
+    pinball.sum().backward()
+    _, state = sl_at_k(scores, labels, where=where, k=3, quantile="estimated", state={"beta": beta}, beta_rate=0.4)
+    torch.testing.assert_close(state["beta"], beta.detach() - 0.4 * beta.grad)
+    assert not state["beta"].requires_grad
+
+
+def test_the_estimate_finds_the_top_k_of_a_corpus_from_samples_of_it():
+    generator = torch.Generator().manual_seed(0)
+    corpus = torch.rand(1000, generator=generator) * 2 - 1
+    state = {"beta": torch.zeros(1)}
+    for _ in range(2000):
+        rows = corpus[torch.randint(0, 1000, (1, 100), generator=generator)]
+        settings = {"k": 100, "corpus_size": 1000, "beta_rate": 0.02, "quantile": "estimated"}
+        _, state = sl_at_k(rows, torch.zeros(1, 100), state=state, **settings)
+    assert (corpus > state["beta"]).sum().item() == pytest.approx(100, abs=15)
+
+
+def test_k_beyond_the_corpus_only_lowers_the_estimate():
+    scores, labels, where = batch()
+    state = {"beta": torch.zeros(5)}
+    for _ in range(300):
+        before = state["beta"]
+        _, state = sl_at_k(scores, labels, where=where, k=99, quantile="estimated", state=state)
+        assert (state["beta"] <= before).all()
+    assert (state["beta"] <= scores.masked_fill(~where, 9).amin(1) + 1e-6).all()
+
+
+def test_rows_without_a_valid_entry_keep_their_estimate():
+    scores, labels, where = batch()
+    where[1] = False
+    state = {"beta": torch.full((5,), 0.25)}
+    _, new = sl_at_k(scores, labels, where=where, quantile="estimated", state=state)
+    assert new["beta"].dtype == torch.float32
+    assert ((new["beta"] == 0.25) == torch.tensor([False, True, False, False, False])).all()
+    _, new = sl_at_k(scores[:, :0], labels[:, :0], quantile="estimated", state=state)
+    assert torch.equal(new["beta"], state["beta"])
+
+
+def test_the_rows_own_quantile_leaves_a_state_alone():
+    scores, labels, where = batch()
+    state = {"beta": torch.rand(5)}
+    loss, new = sl_at_k(scores, labels, where=where, state=state)
+    assert loss == sl_at_k(scores, labels, where=where)
+    assert torch.equal(new["beta"], state["beta"])
+
+
+def test_blocks_of_rows_with_their_estimates_add_up():
+    scores, labels, where = batch()
+    loss, state = build("sl_at_k", quantile="estimated"), {"beta": torch.rand(5, dtype=torch.float64)}
+    whole, new = loss(scores, labels, where, state=state)
+    totals = loss.totals(loss.tally(labels, where))
+    parts = [
+        loss.share(scores[a:b], labels[a:b], where[a:b], totals=totals, state={"beta": state["beta"][a:b]})
+        for a, b in ((0, 2), (2, 5))
+    ]
+    torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
+    torch.testing.assert_close(torch.cat([part[1]["beta"] for part in parts]), new["beta"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quantile": "sampled"}, "quantile must be one of row, estimated, got 'sampled'"),
+        ({"beta_rate": 0}, "beta_rate must be > 0"),
+        ({"corpus_size": 0}, "corpus_size must be a whole number >= 1, got 0"),
+        ({"corpus_size": 1e6}, "corpus_size must be a whole number"),
+    ],
+)
+def test_other_settings_of_the_estimate_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build("sl_at_k", **settings)
+
+
+@pytest.mark.parametrize("state", [{}, {"beta": torch.zeros(3)}, {"theta": torch.zeros(2)}, torch.zeros(2)])
+def test_other_states_are_refused(state):
+    with pytest.raises(ValueError, match=r"state(\['beta'\])? must hold"):
+        sl_at_k(torch.zeros(2, 4), torch.eye(2, 4), quantile="estimated", state=state)

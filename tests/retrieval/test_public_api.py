@@ -24,7 +24,7 @@ MODULES = sorted(
     if path.stem != "__init__"
 )
 
-NEED_TORCH = ("rankers.losses", "rankers.lists")
+NEED_TORCH = ("rankers.losses", "rankers.lists", "rankers.engine", "rankers.processes", "rankers.random_state")
 PRINT_MODULES = "import json; print(json.dumps([name for name in sys.modules if '.' not in name]))"
 
 

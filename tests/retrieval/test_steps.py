@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rankers.losses import build
+from rankers.engine import Matryoshka
+from rankers.losses import LOSSES, build, build_expression
 from retrieval.batches import Batch, Batcher, LabelRule, collect_judgements
+from retrieval.cells import CellTargets
 from retrieval.collection import Collection
 from retrieval.encoder import Encoder
 from retrieval.rows import TrainingRow
@@ -33,7 +35,7 @@ class Table:
         return self.model(torch.tensor([ids[0] for ids in tokens]))
 
 
-def batch(queries, documents, positive, *, row_query=None, where=None, where_columns=None) -> TokenizedBatch:
+def batch(queries, documents, positive, *, row_query=None, where=None) -> TokenizedBatch:
     """Texts are rows of the table; `positive[i]` is the column of matrix row i."""
     row_query = np.arange(len(queries)) if row_query is None else np.array(row_query)
     labels = np.zeros((len(row_query), len(documents)), dtype=np.float32)
@@ -43,10 +45,9 @@ def batch(queries, documents, positive, *, row_query=None, where=None, where_col
         query_ids=[f"q{i}" for i in queries],
         queries=[f"query {i}" for i in queries],
         documents=[f"document {i}" for i in documents],
+        query_numbers=np.array(queries),
         row_query=row_query,
-        labels=labels,
-        where=where,
-        where_columns=where if where_columns is None else np.array(where_columns),
+        targets=CellTargets.of(labels, where, [queries[i] for i in row_query]),
     )
     return TokenizedBatch(made, [[i] for i in queries], [[i] for i in documents])
 
@@ -129,21 +130,82 @@ def test_a_step_without_anything_relevant_is_0_and_has_no_gradient():
     assert not encoder.model.weight.grad.any()
 
 
-def test_the_columns_direction_has_a_mask_of_its_own():
-    where_columns = [[True, True, True], [True, False, False], [False, False, True]]
-    one = batch([0, 7], [3, 10, 11], [0, 1, 2], row_query=[0, 1, 1], where_columns=where_columns)
-    plain = batch([0, 7], [3, 10, 11], [0, 1, 2], row_query=[0, 1, 1])
+def test_in_the_columns_direction_a_query_of_two_rows_is_one():
+    one = batch([0, 7], [3, 10, 11], [0, 1, 2], row_query=[0, 1, 1])
+    where_columns = torch.tensor([[True, True, True], [True, True, False], [False, False, True]])
     encoder = Table()
     symmetric = build("infonce", temperature=TEMPERATURE, symmetric=True)
     logits = encoder.model.weight.detach()[[0, 7, 7]] @ encoder.model.weight.detach()[[3, 10, 11]].T / TEMPERATURE
     rows = -torch.log_softmax(logits, 1).diagonal().mean()
-    columns = torch.log_softmax(logits.masked_fill(~torch.tensor(where_columns), -math.inf), 0).diagonal()
-    # column 10 has lost its positive to the mask, so it does not count
-    expected = (rows - columns[[0, 2]].mean()) / 2
-    assert backward(encoder, symmetric, [one]) == pytest.approx(float(expected), rel=1e-6)
-    assert backward(encoder, build("infonce", temperature=TEMPERATURE), [one]) == backward(
-        encoder, build("infonce", temperature=TEMPERATURE), [plain]
+    columns = -torch.log_softmax(logits.masked_fill(~where_columns, -math.inf), 0).diagonal().mean()
+    assert backward(encoder, symmetric, [one]) == pytest.approx(float(rows + columns) / 2, rel=1e-6)
+
+
+# --- large batches: chunks of texts, blocks of rows -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name, entry in LOSSES.items() if entry.labels != "teacher"])
+@pytest.mark.parametrize("chunk_size", [1, 100])
+def test_chunks_give_the_plain_gradient_for_every_loss(name, chunk_size):
+    losses, gradients = [], []
+    for size in (None, chunk_size):
+        encoder = Table()
+        losses.append(backward(encoder, build(name), BATCHES, chunk_size=size))
+        gradients.append(encoder.model.weight.grad)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("expression", ["infonce", "bixse + 0.5*ranknet", "2*mw + sl_at_k + 0.1*softmax_ce"])
+@pytest.mark.parametrize("matryoshka", [None, Matryoshka({3: 1.0, 2: 0.5})])
+def test_sums_and_matryoshka_in_chunks(expression, matryoshka):
+    losses, gradients = [], []
+    for size in (None, 2):
+        encoder, loss = Table(), build_expression(expression)
+        losses.append(backward(encoder, loss, BATCHES, chunk_size=size, matryoshka=matryoshka))
+        gradients.append(encoder.model.weight.grad)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-7, rtol=1e-5)
+
+
+def test_a_sum_of_losses_is_the_sum_of_their_steps():
+    values, gradients = [], []
+    for expression in ("bixse", "ranknet", "bixse + 0.5*ranknet"):
+        encoder = Table()
+        values.append(backward(encoder, build_expression(expression), BATCHES))
+        gradients.append(encoder.model.weight.grad)
+    assert values[2] == pytest.approx(values[0] + 0.5 * values[1], rel=1e-6)
+    torch.testing.assert_close(gradients[2], gradients[0] + 0.5 * gradients[1])
+
+
+def test_matryoshka_by_hand():
+    """The whole embedding and, half as much, its first two dimensions made unit vectors again."""
+    encoder = Table()
+    value = backward(
+        encoder, build("infonce", temperature=TEMPERATURE), BATCHES[:1], matryoshka=Matryoshka({3: 1, 2: 0.5})
     )
+    expected = 0.0
+    for dim, weight in ((3, 1.0), (2, 0.5)):
+        table = encoder.model.weight.detach().numpy()[:, :dim]
+        expected += weight * infonce_by_hand(table / np.linalg.norm(table, axis=1, keepdims=True), BATCHES[:1])[0]
+    assert value == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_a_loss_with_state_keeps_it_by_query(chunk_size):
+    encoder, loss = Table(), build("isogclr")
+    loss.remember(12)
+    first = loss.recall(torch.arange(12))
+    backward(encoder, loss, [BATCHES[0]], chunk_size=chunk_size, keep_state=False)
+    assert all(torch.equal(values, first[name]) for name, values in loss.recall(torch.arange(12)).items())
+    backward(encoder, loss, [BATCHES[0]], chunk_size=chunk_size)
+    after = loss.recall(torch.arange(12))
+    moved = after["temperature"] != first["temperature"]
+    assert moved.tolist() == [True] * 3 + [False] * 9  # queries 0, 1, 2
+    again = build("isogclr")
+    again.remember(12)
+    again.load_state_dict(loss.state_dict())
+    assert torch.equal(again.recall(torch.arange(12))["temperature"], after["temperature"])
 
 
 def test_threads_sum_the_gradient_of_a_query_with_several_rows_in_one_order():
