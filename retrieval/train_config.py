@@ -24,11 +24,15 @@ class TrainConfig:
     train_split: str = "train"
     dev_split: str = "dev"  # absent from the collection: carved from the training queries by hash
     # the loss
-    loss: str = "infonce"
-    loss_settings: Mapping[str, Any] = field(default_factory=dict)  # `loss.` keys, such as loss.temperature
+    loss: str = "infonce"  # a name of the table, or a sum: "bixse + 0.5*ranknet"
+    loss_settings: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # `loss.` keys, such as loss.temperature; in a sum loss.NAME.temperature
+    matryoshka_dims: tuple[int, ...] = ()  # first dimensions that must serve alone; the losses of all are added
     # the batch
     per_device_train_batch_size: int = 32  # queries that share their documents as in-batch negatives
     gradient_accumulation_steps: int = 1  # batches per optimizer step
+    chunk_size: int | None = None  # texts embedded with their graph at once: any batch size; None: a whole batch
     num_positives: int = 1  # relevant documents per query and epoch, drawn by the seed
     num_negatives: int = 7  # given (mined) negatives per query and epoch, drawn by the seed; fewer where fewer exist
     # the optimizer: AdamW with linear warm-up and decay
@@ -36,6 +40,8 @@ class TrainConfig:
     num_train_epochs: float = 1.0
     max_steps: int = -1  # optimizer steps; > 0 wins over num_train_epochs
     warmup_ratio: float = 0.1  # share of all steps
+    loss_learning_rate: float | None = None  # of learned settings of the loss; None: 100 × learning_rate
+    sam_rho: float = 0.0  # > 0: sharpness-aware steps, of this radius; two gradients a step
     weight_decay: float = 0.01  # not on biases and normalisation weights
     max_grad_norm: float = 1.0  # 0 turns clipping off
     # validation, logging, checkpoints
@@ -68,8 +74,18 @@ class TrainConfig:
                 raise InputError(f"{f.name} must be >= {_LEAST[f.name]}, got {value}")
         if self.seed >= 2**63:
             raise InputError(f"seed must be below 2**63, got {self.seed}")
+        self._refuse_impossible_training()
+        for name, known in _CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"unknown {name} {value!r}{did_you_mean(str(value), known)}")
+
+    def _refuse_impossible_training(self) -> None:
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate must be > 0, got {self.learning_rate}")
+        if self.loss_learning_rate is not None and not self.loss_learning_rate > 0:
+            raise InputError(f"loss_learning_rate must be > 0, got {self.loss_learning_rate}")
+        if any(dim < 1 for dim in self.matryoshka_dims) or len(set(self.matryoshka_dims)) < len(self.matryoshka_dims):
+            raise InputError(f"matryoshka_dims must be different numbers > 0, got {list(self.matryoshka_dims)}")
         if not 0 <= self.warmup_ratio <= 1:
             raise InputError(f"warmup_ratio is a share of all steps, 0 to 1; got {self.warmup_ratio}")
         if self.max_steps == 0 or self.max_steps < -1:
@@ -78,9 +94,6 @@ class TrainConfig:
             raise InputError(f"num_train_epochs must be > 0, got {self.num_train_epochs}")
         if self.per_device_train_batch_size == 1 and self.num_negatives == 0:
             raise InputError("per_device_train_batch_size=1 with num_negatives=0 leaves no negatives; raise either")
-        for name, known in _CHOICES.items():
-            if (value := getattr(self, name)) not in known:
-                raise InputError(f"unknown {name} {value!r}{did_you_mean(str(value), known)}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -112,7 +125,7 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return flat keys that :meth:`from_dict` turns back into this config."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "loss_settings"}
-        values["rows"] = list(self.rows)
+        values |= {"rows": list(self.rows), "matryoshka_dims": list(self.matryoshka_dims)}
         return values | {f"loss.{name}": value for name, value in sorted(self.loss_settings.items())}
 
 
@@ -130,9 +143,18 @@ _LEAST: dict[str, float] = {
     "save_steps": 1,
     "save_total_limit": 1,
     "batch_tokens": 1,
+    "chunk_size": 1,
+    "sam_rho": 0,
     "seed": 0,
 }
 _CHOICES = {"eval_strategy": ("no", "epoch", "steps"), "precision": ("auto", "fp32", "bf16")}
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return the entries of a list, of "384,128", or of one number."""
+    if isinstance(value, str):
+        return value.replace(",", " ").split()
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
 def _typed(name: str, value: Any, annotation: str) -> Any:
@@ -145,6 +167,8 @@ def _typed(name: str, value: Any, annotation: str) -> Any:
             return (str(value),)
         if value is None or isinstance(value, list | tuple):
             return tuple(map(str, value or ()))
+    if base == "tuple[int,":
+        return tuple(_typed(name, part, "int") for part in _parts(value))
     if base == "bool" and isinstance(value, bool):
         return value
     if base == "str" and isinstance(value, str | int | float | Path) and not isinstance(value, bool):

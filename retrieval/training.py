@@ -28,19 +28,20 @@ from retrieval.checkpoints import (
     save_checkpoint,
 )
 from retrieval.encoder import Encoder
-from retrieval.errors import InputError, require
+from retrieval.errors import require
 from retrieval.fast_dropout import use_fast_dropout
 from retrieval.interrupts import finish_step_on_signal
+from retrieval.objective import Objective, build_loss
 from retrieval.optimizer import learning_rate, make_optimizer
 from retrieval.progress import progress as progress_bar
 from retrieval.run_folder import RunFolder, model_card
-from retrieval.steps import TokenizedBatch, backward, steps_ahead, steps_per_epoch
+from retrieval.steps import TokenizedBatch, steps_ahead, steps_per_epoch
 from retrieval.train_config import TrainConfig
 from retrieval.training_data import TrainingData, load_training_data
 from retrieval.validation import MEASURE, DevSet, full_score, make_dev_set
 
 if TYPE_CHECKING:
-    from rankers.losses import RankingLoss
+    from rankers.losses import LossSum, RankingLoss
 
 T = TypeVar("T")
 
@@ -118,20 +119,10 @@ def _config(config: TrainConfig | None, settings: dict[str, Any]) -> TrainConfig
     return config
 
 
-def build_loss(config: TrainConfig) -> RankingLoss:
-    """Build the loss that the settings name, or say which setting is wrong."""
-    from rankers.losses import build
-
-    try:
-        return build(config.loss, **config.loss_settings)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"loss: {error}") from error
-
-
 class _Run:
     """One run in one process: data, model, optimizer, and where it stands. Nothing is written before `finish`."""
 
-    def __init__(self, config: TrainConfig, loss: RankingLoss, folder: RunFolder) -> None:
+    def __init__(self, config: TrainConfig, loss: RankingLoss | LossSum, folder: RunFolder) -> None:
         import torch
 
         torch.manual_seed(config.seed)
@@ -164,8 +155,9 @@ class _Run:
         epochs = math.ceil(config.num_train_epochs * self.steps_per_epoch)
         self.total_steps = config.max_steps if config.max_steps > 0 else max(1, epochs)
         self.model = self.encoder.model
-        self.loss.to(self.model.device)
-        self.parameters = [*self.model.parameters(), *self.loss.parameters()]
+        self.objective = Objective(
+            config, loss, self.encoder, queries=len(self.batcher.query_number), max_grade=self.data.max_grade
+        )
         self.optimizer = make_optimizer(self.model, self.loss, config)
         self.progress = Progress()
         self.dev: DevSet | None = None
@@ -223,7 +215,9 @@ class _Run:
                     rate, loss = pairs / (time.perf_counter() - started), float(np.mean(state.losses))
                     state.losses = []
                     bar.set_postfix(loss=f"{loss:.4f}", pairs_per_s=f"{rate:.0f}")
-                    self._log(loss=loss, grad_norm=norm, pairs_per_second=rate, **state.causes)
+                    self._log(
+                        loss=loss, grad_norm=norm, pairs_per_second=rate, **self.objective.learned(), **state.causes
+                    )
                     started, pairs = time.perf_counter(), 0
                 if self._validation_is_due():
                     self._validate()
@@ -249,13 +243,13 @@ class _Run:
     def _step(self, batches: Sequence[TokenizedBatch]) -> float:
         """Take one optimizer step and return the norm of its gradient before clipping."""
         state, queries = self.progress, [name for b in batches for name in _names(b.batch)]
-        value = backward(self.encoder, self.loss, batches)
+        value = self.objective.gradient(batches)
         self._refuse_if_not_finite("the loss", value, queries)
         norm = self._clip()
         self._refuse_if_not_finite("the gradient", norm, queries)
         rate = learning_rate(state.step, self.total_steps, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
@@ -270,7 +264,7 @@ class _Run:
         import torch
 
         limit = self.config.max_grad_norm or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+        return float(torch.nn.utils.clip_grad_norm_(self.objective.parameters, limit))
 
     def _refuse_if_not_finite(self, what: str, value: float, queries: Sequence[str], step: int | None = None) -> None:
         if math.isfinite(value):

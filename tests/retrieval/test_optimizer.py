@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from retrieval.optimizer import learning_rate, make_optimizer
+from retrieval.optimizer import learning_rate, make_optimizer, perturbed
 from retrieval.train_config import TrainConfig
 
 
@@ -60,7 +60,7 @@ class Model(nn.Module):
 def test_biases_and_norms_do_not_decay_and_frozen_weights_are_left_out():
     model, loss = Model(), nn.Module()
     loss.temperature = nn.Parameter(torch.tensor(0.05))
-    decayed, plain = make_optimizer(model, loss, config(weight_decay=0.3, learning_rate=1e-3)).param_groups
+    decayed, plain, learned = make_optimizer(model, loss, config(weight_decay=0.3, learning_rate=1e-3)).param_groups
     names = {id(p): n for m in (model, loss) for n, p in m.named_parameters()}
     assert {names[id(p)] for p in decayed["params"]} == {"words.weight", "dense.weight"}
     assert {names[id(p)] for p in plain["params"]} == {
@@ -68,9 +68,12 @@ def test_biases_and_norms_do_not_decay_and_frozen_weights_are_left_out():
         "LayerNorm.weight",
         "LayerNorm.bias",
         "norm_matrix",
-        "temperature",
     }
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    assert {names[id(p)] for p in learned["params"]} == {"temperature"}
+    assert [group["share"] for group in (decayed, plain, learned)] == [1.0, 1.0, 100.0]
+    assert [group["weight_decay"] for group in (decayed, plain, learned)] == [0.3, 0.0, 0.0]
+    own = make_optimizer(model, loss, config(learning_rate=1e-3, loss_learning_rate=5e-3)).param_groups[-1]
+    assert own["share"] == pytest.approx(5.0)
     assert decayed["betas"] == (0.9, 0.999)
     assert decayed["eps"] == 1e-8
 
@@ -90,3 +93,25 @@ def test_one_step_is_adamw_as_it_is_written():
     # first step: m / (1 - b1) = g and v / (1 - b2) = g², after the decay of the weight itself
     expected = before * (1 - 0.1 * 0.5) - 0.1 * gradient / (gradient.abs() + 1e-8)
     torch.testing.assert_close(model.weight.detach(), expected)
+
+
+def test_a_sharpness_aware_step_looks_uphill_and_comes_back_to_the_bit():
+    first, second, idle = (nn.Parameter(torch.randn(n)) for n in (3, 2, 4))
+    first.grad, second.grad = torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0.0, 4.0])
+    before = [p.detach().clone() for p in (first, second, idle)]
+    with perturbed([first, second, idle], rho=0.5):
+        torch.testing.assert_close(first - before[0], torch.tensor([0.3, 0.0, 0.0]))  # 0.5 · (3, 0, 0, 0, 4) / 5
+        torch.testing.assert_close(second - before[1], torch.tensor([0.0, 0.4]))
+        assert torch.equal(idle, before[2])
+        assert first.grad is None
+        first.grad = torch.ones(3)
+    assert all(torch.equal(p, b) for p, b in zip((first, second, idle), before, strict=True))
+    assert torch.equal(first.grad, torch.ones(3))
+
+
+def test_an_error_uphill_leaves_the_weights_where_they_were():
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    with pytest.raises(KeyError), perturbed([weight], rho=1.0):
+        raise KeyError
+    assert torch.equal(weight, torch.ones(2))

@@ -109,7 +109,7 @@ def test_what_is_missing_is_named_together():
 def test_loss_settings_have_dotted_keys():
     found = config(**{"loss.temperature": 0.02, "loss.symmetric": True, "loss_settings": {"positive_from": 2}})
     assert found.loss_settings == {"temperature": 0.02, "symmetric": True, "positive_from": 2}
-    assert {k: v for k, v in found.to_dict().items() if k.startswith("loss")} == {
+    assert {k: v for k, v in found.to_dict().items() if k == "loss" or k.startswith("loss.")} == {
         "loss": "infonce",
         "loss.positive_from": 2,
         "loss.symmetric": True,

@@ -15,6 +15,7 @@ from tiny_files import make_tiny_collection, read_jsonl, rows_file
 from torch import nn
 from training_runs import EACH, Crash, crash_in_step, lines, scripted, settings, weights
 
+import retrieval.objective as objective
 import retrieval.training as training
 from rankers.losses import build
 from retrieval.checkpoints import checkpoint_folder, checkpoint_steps
@@ -104,17 +105,17 @@ def test_resume_goes_on_across_epochs_with_validation_and_early_stopping(run, tm
 
 
 def test_a_signal_in_the_loop_saves_the_step_and_is_delivered(run, whole, tmp_path, monkeypatch):
-    backward, taken = training.backward, []
+    backward, taken = objective.backward, []
 
-    def signalled(*arguments):
+    def signalled(*arguments, **how):
         taken.append(1)
         if len(taken) == 4:
             signal.raise_signal(signal.SIGINT)
-        return backward(*arguments)
+        return backward(*arguments, **how)
 
     changes = {"gradient_accumulation_steps": 2, "save_steps": 3}
     with monkeypatch.context() as patch:
-        patch.setattr(training, "backward", signalled)
+        patch.setattr(objective, "backward", signalled)
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with pytest.raises(KeyboardInterrupt):
@@ -171,13 +172,13 @@ def test_every_loss_trains(run, tmp_path, loss, changes):
 
 def test_graded_labels_are_probabilities_for_bixse_and_grades_for_softmax_ce(run, monkeypatch):
     seen = []
-    backward = training.backward
+    backward = objective.backward
 
-    def watching(encoder, loss, batches):
+    def watching(encoder, loss, batches, **how):
         seen.extend(b.batch.labels for b in batches)
-        return backward(encoder, loss, batches)
+        return backward(encoder, loss, batches, **how)
 
-    monkeypatch.setattr(training, "backward", watching)
+    monkeypatch.setattr(objective, "backward", watching)
     run("one", loss="bixse", max_steps=2, num_positives=3)
     run("two", loss="softmax_ce", max_steps=2, num_positives=3)
     values = [set(np.unique(np.concatenate([m.ravel() for m in part]))) for part in (seen[:2], seen[2:])]

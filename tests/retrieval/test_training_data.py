@@ -4,7 +4,7 @@ import pytest
 from beir_folder import make_collection
 from tiny_files import queries, rows_file
 
-from rankers.losses import LOSSES, build
+from rankers.losses import LOSSES, build_expression
 from retrieval.batches import ANY_GRADE
 from retrieval.errors import InputError
 from retrieval.train_config import TrainConfig
@@ -163,16 +163,22 @@ def test_training_qrels_mask_the_negatives_of_rows(tmp_path):
         ("decoupled_softmax", {}, True, 1.0, 1.0),
         ("softmax_ce", {}, True, ANY_GRADE, 1.0),
         ("bixse", {}, True, ANY_GRADE, 3.0),
+        ("kl_div", {}, True, ANY_GRADE, 1.0),
+        ("mw + sl_at_k", {"mw.positive_from": 2, "sl_at_k.positive_from": 3}, True, 2.0, 1.0),
+        ("bixse + point_ce", {}, True, ANY_GRADE, 3.0),
+        ("bixse + 0.5*ranknet", {}, True, ANY_GRADE, 1.0),
+        ("infonce + 0.5*ranknet", {}, False, ANY_GRADE, 1.0),
     ],
 )
 def test_each_loss_gets_the_labels_that_it_accepts(tmp_path, name, settings, several, positive_from, scale):
-    loss = build(name, **settings)
-    rule = load(collection(tmp_path, train=TRAIN), eval_strategy="no").label_rule(loss.entry, loss.settings)
+    loss = build_expression(name, settings)
+    rule = load(collection(tmp_path, train=TRAIN), eval_strategy="no").label_rule(loss)
     assert (rule.several, rule.positive_from, rule.scale) == (several, positive_from, scale)
+    assert rule.teacher == (name == "kl_div")
 
 
 def test_the_test_above_knows_every_kind_of_label():
-    assert {entry.labels for entry in LOSSES.values()} == {"binary", "probability", "grade"}
+    assert {entry.labels for entry in LOSSES.values()} == {"binary", "probability", "grade", "teacher"}
 
 
 # --- fingerprint ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from tiny_files import make_tiny_collection, rows_file
 from training_runs import EACH, Crash, crash_in_step, settings, weights
 
+import retrieval.objective as objective
 import retrieval.training as training
 from indexes.storage import locked
 from retrieval.checkpoints import checkpoint_folder, checkpoint_steps, load_weights
@@ -22,13 +23,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_queries(run, tiny_model, tmp_path, monkeypatch):
-    backward, taken = training.backward, []
+    backward, taken = objective.backward, []
 
-    def diverging(encoder, loss, batches):
+    def diverging(encoder, loss, batches, **how):
         taken.append(batches)
-        return float("nan") if len(taken) == 5 else backward(encoder, loss, batches)
+        return float("nan") if len(taken) == 5 else backward(encoder, loss, batches, **how)
 
-    monkeypatch.setattr(training, "backward", diverging)
+    monkeypatch.setattr(objective, "backward", diverging)
     with pytest.raises(TrainingStoppedError) as caught:
         run(save_steps=2)
     message = str(caught.value)

@@ -54,19 +54,19 @@ class Crash(BaseException):
 
 def crash_in_step(monkeypatch, step: int, *, halfway: bool = False, error: type[BaseException] = Crash) -> None:
     """Let a run end in its `step`-th step (from 1), before any gradient or between two batches of it."""
-    from retrieval import training
+    from retrieval import objective
 
-    backward, taken = training.backward, []
+    backward, taken = objective.backward, []
 
-    def failing(encoder, loss, batches):
+    def failing(encoder, loss, batches, **how):
         taken.append(1)
         if len(taken) == step:
             if halfway:
-                backward(encoder, loss, batches[:1])
+                backward(encoder, loss, batches[:1], **how)
             raise error
-        return backward(encoder, loss, batches)
+        return backward(encoder, loss, batches, **how)
 
-    monkeypatch.setattr(training, "backward", failing)
+    monkeypatch.setattr(objective, "backward", failing)
 
 
 def scripted(monkeypatch, scores: list[float]) -> list[int]:

@@ -1,0 +1,103 @@
+"""What a run minimises: a loss or a sum of losses, by the plain step, in chunks, or sharpness-aware."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from retrieval.encoder import Encoder
+from retrieval.errors import InputError
+from retrieval.optimizer import perturbed
+from retrieval.steps import TokenizedBatch, backward
+from retrieval.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rankers.engine import Matryoshka
+    from rankers.losses import LossSum, RankingLoss
+
+
+def build_loss(config: TrainConfig) -> RankingLoss | LossSum:
+    """Build the loss that the settings name, or say which setting is wrong."""
+    from rankers.losses import build_expression
+
+    try:
+        return build_expression(config.loss, config.loss_settings)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"loss: {error}") from error
+
+
+class Objective:
+    """The gradient of one step as the settings ask for it.
+
+    Args:
+        config: the run's settings.
+        loss: the loss; learned settings and the state of each query are part of it.
+        encoder: the encoder.
+        queries: how many training queries there are.
+        max_grade: the highest grade of a training judgement.
+
+    Raises:
+        InputError: at settings that the loss or the model cannot follow.
+
+    """
+
+    def __init__(
+        self, config: TrainConfig, loss: RankingLoss | LossSum, encoder: Encoder, *, queries: int, max_grade: float
+    ) -> None:
+        from rankers.losses import LossSum
+
+        self.loss, self._encoder, self._config = loss, encoder, config
+        self._matryoshka = _matryoshka(config, loss, encoder)
+        if isinstance(loss, LossSum):
+            loss.max_grade = max_grade
+        loss.remember(queries)
+        loss.to(encoder.model.device)
+        self.parameters: list[nn.Parameter] = [*encoder.model.parameters(), *loss.parameters()]
+
+    def gradient(self, batches: Sequence[TokenizedBatch]) -> float:
+        """Add the gradient of a step to the parameters and return the loss; nan or inf: without its gradient.
+
+        With sam_rho the gradient is that of the weights moved up by it (both passes see the same dropout), the loss
+        that of the weights themselves, unless only the former is not finite.
+        """
+        from rankers.random_state import RandomState
+
+        rho = self._config.sam_rho
+        random = RandomState.now(self._encoder.model.device)
+        value = self._backward(batches, keep_state=not rho)
+        if not rho or not math.isfinite(value):
+            return value
+        with perturbed(self.parameters, rho):
+            random.restore()
+            found = self._backward(batches, keep_state=True)
+        return value if math.isfinite(found) else found
+
+    def learned(self) -> dict[str, float]:
+        """Return what the loss has learned so far, by name."""
+        return {f"loss.{name}": float(value.detach()) for name, value in self.loss.named_parameters()}
+
+    def _backward(self, batches: Sequence[TokenizedBatch], *, keep_state: bool) -> float:
+        return backward(
+            self._encoder,
+            self.loss,
+            batches,
+            chunk_size=self._config.chunk_size,
+            matryoshka=self._matryoshka,
+            keep_state=keep_state,
+        )
+
+
+def _matryoshka(config: TrainConfig, loss: RankingLoss | LossSum, encoder: Encoder) -> Matryoshka | None:
+    from rankers.engine import Matryoshka
+
+    dims = config.matryoshka_dims
+    if not dims:
+        return None
+    if max(dims) > encoder.dim:
+        raise InputError(f"matryoshka_dims: {max(dims)} is more than the model's {encoder.dim} dimensions")
+    if loss.keeps_state:
+        raise InputError(f"matryoshka_dims: {loss.name} keeps one state of each query; take another loss")
+    return Matryoshka(dict.fromkeys(dims, 1.0), normalize=encoder.model.similarity_fn_name == "cosine")
