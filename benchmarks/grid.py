@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -33,6 +31,7 @@ from benchmarks.cells import (
     machine,
 )
 from indexes.storage import locked, write_json
+from retrieval.peak_memory import peak_mb
 
 # Of a cell's process, unless the user has said otherwise.
 SURROUNDINGS = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "true"}
@@ -186,17 +185,7 @@ def child() -> None:
     except KeyboardInterrupt:  # the parent has it too, and says so
         os._exit(130)
     seconds = round(time.perf_counter() - started, 1)
-    write_json(folder / "answer.json", {"values": values, "seconds": seconds, "peak_mb": round(_peak_mb())})
-
-
-def _peak_mb() -> float:
-    """Return the most memory that this process has held, in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux getrusage also remembers what the forking parent held
-        found = re.search(r"VmHWM:\s+(\d+)", status.read_text())
-        if found:
-            return int(found[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    write_json(folder / "answer.json", {"values": values, "seconds": seconds, "peak_mb": round(peak_mb())})
 
 
 def _end_with_parent() -> None:

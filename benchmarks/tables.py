@@ -11,16 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from benchmarks.cells import Values
-from retrieval.statistics import bootstrap, holm, mean, paired, paired_bootstrap, randomisation_test
+from retrieval.comparison import SEEDS_FOR_A_CLAIM, PerQuery, averaged, corrected_p
+from retrieval.statistics import bootstrap, mean, paired, paired_bootstrap
 
-SEEDS_FOR_A_CLAIM = 3
 NOTHING = "–"
-
-PerQuery = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +47,6 @@ class Row:
     def per_query(self, measure: str) -> PerQuery:
         """Return query → value, averaged over seeds."""
         return averaged(self.per_seed(measure))
-
-
-def averaged(runs: Sequence[PerQuery]) -> PerQuery:
-    """Average every query over runs of the same queries."""
-    first, *others = runs
-    columns = [np.array(list(first.values())), *(paired(first, other)[1] for other in others)]
-    return dict(zip(first, np.mean(columns, axis=0).tolist(), strict=True))
 
 
 def comparison(rows: Sequence[Row], measures: Sequence[str], baselines: Sequence[str]) -> str:
@@ -96,10 +84,7 @@ def adjusted_p(
     pairs: Sequence[tuple[str, str]], known: Mapping[str, Row], values: Mapping[str, PerQuery]
 ) -> dict[tuple[str, str], float]:
     """Return Holm's p of every pair whose two rows may carry a claim."""
-    family = [pair for pair in pairs if known[pair[0]].claims and known[pair[1]].claims]
-    p_values = [randomisation_test(*paired(values[name], values[base])) for name, base in family]
-    corrected: NDArray[np.float64] = holm(p_values) if p_values else np.zeros(0)
-    return dict(zip(family, corrected.tolist(), strict=True))
+    return corrected_p([pair for pair in pairs if known[pair[0]].claims and known[pair[1]].claims], values)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

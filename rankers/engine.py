@@ -25,8 +25,8 @@ from rankers.losses.module import RankingLoss
 from rankers.processes import Alone, Processes
 from rankers.random_state import RandomState
 
-BLOCK = 1 << 21  # scores of a block: 8 MiB of float32, and about ten times as much while the loss runs
-LEAST_ROWS = 64  # of a block: fewer make a matrix product a walk through memory
+BLOCK = 1 << 19  # scores of a block: 2 MiB of float32, and about twenty times as much while the loss runs
+LEAST_ROWS = 64  # of a block: with 16, a matrix product is a walk through memory and takes half as long again
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,9 @@ def gradients(
         by_query.index_add_(0, ours, slope @ everywhere)
         by_document.addmm_(slope.T, own)
     mine = processes.sum_rows(by_document, len(documents))
-    joined = {name: torch.cat([one[name] for one in states]) for name in state} if state is not None else None
+    joined = None if state is None else dict(state)
+    if joined is not None and states:
+        joined = {name: torch.cat([one[name] for one in states]) for name in joined}
     return Gradients(float(processes.sum(value)), by_query, mine, joined)
 
 
@@ -254,6 +256,10 @@ class _Chunks:
 
     def embed(self) -> Tensor:
         """Return all embeddings, in the batch's order."""
+        if not self._chunks:
+            raise ValueError(
+                "got no chunk of queries or of documents; a batch, and each process of it, needs one of both"
+            )
         parts: list[Tensor] = []
         with torch.no_grad():
             for chunk in self._chunks:

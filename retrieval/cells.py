@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -26,7 +27,7 @@ class Cells(NamedTuple):
         return slice(int(first), int(last))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CellTargets:
     """What every cell of a matrix means.
 
@@ -73,27 +74,28 @@ class CellTargets:
         A query of several rows is one there: a column keeps the row that has a label in it, or the query's first.
         """
         _, where = self.rows(start, stop)
-        first = _first_rows(self.queries)
+        first, row, column = self._kept_rows
         kept: NDArray[np.bool_] = where & (first == np.arange(len(self)))[start:stop, None]
-        of_query, column = self.queries[self.labelled.rows], self.labelled.columns
-        # the first labelled row of each (query, column); cells come by ascending row
-        _, chosen = np.unique(np.stack([of_query, column]), axis=1, return_index=True)
-        row, column = self.labelled.rows[chosen], column[chosen]
-        moved = first[row] != row
         for place, value in ((first[row], False), (row, True)):
-            here = moved & (place >= start) & (place < stop)
+            here = (place >= start) & (place < stop)
             at = place[here] - start, column[here]
             kept[at] = where[at] & value
         return kept
+
+    @cached_property
+    def _kept_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first row of each row's query, and the cells in which a later row of a query is kept instead."""
+        _, first, of = np.unique(self.queries, return_index=True, return_inverse=True)
+        first_row = first[of].astype(np.int64)
+        cells = np.stack([self.queries[self.labelled.rows], self.labelled.columns])
+        # the first labelled row of each (query, column): cells come by ascending row
+        _, chosen = np.unique(cells, axis=1, return_index=True)
+        row, column = self.labelled.rows[chosen], self.labelled.columns[chosen]
+        moved = first_row[row] != row
+        return first_row, row[moved], column[moved]
 
 
 def numbered(names: Sequence[Hashable]) -> NDArray[np.int64]:
     """Return a number for each name, equal for equal ones."""
     number_of: dict[Hashable, int] = {}
     return np.array([number_of.setdefault(name, len(number_of)) for name in names], dtype=np.int64)
-
-
-def _first_rows(queries: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each row the first row of its query."""
-    _, first, of = np.unique(queries, return_index=True, return_inverse=True)
-    return first[of].astype(np.int64)

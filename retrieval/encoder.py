@@ -166,6 +166,7 @@ class Encoder:
             ThreadPoolExecutor(1) as pool,
             progress(total=total, unit=unit, label="encoding") as bar,
         ):
+            task = "query" if side is self.query else "document"
             source = iter(blocks)
             first = next(source, None)
             ahead = None if first is None else pool.submit(self.tokenize, first, side)
@@ -175,7 +176,7 @@ class Encoder:
                 ahead = None if following is None else pool.submit(self.tokenize, following, side)
                 result = np.empty((len(tokens), self.dim), dtype=np.float32)
                 for rows in token_batches([len(t) for t in tokens], self.batch_tokens):
-                    result[rows] = self._infer([tokens[row] for row in rows])
+                    result[rows] = self._infer([tokens[row] for row in rows], task)
                     bar.update(len(rows))
                 yield result
 
@@ -202,11 +203,14 @@ class Encoder:
             filler = [self.model.tokenizer.pad_token_id or 0]
         return [row or filler for row in ids]
 
-    def forward(self, tokens: Sequence[Sequence[int]], transformer: torch.nn.Module | None = None) -> torch.Tensor:
+    def forward(
+        self, tokens: Sequence[Sequence[int]], transformer: torch.nn.Module | None = None, task: str | None = None
+    ) -> torch.Tensor:
         """Return the (n, dim) float32 embeddings of token lists, in the caller's gradient and autocast mode.
 
         Everything after the first module runs in float32, whatever precision that module computed in. A model that
-        is to be cut to its first dimensions (`truncate_dim`) is, and its unit vectors are made so again.
+        is to be cut to its first dimensions (`truncate_dim`) is, and its unit vectors are made so again. `task` is
+        "query" or "document": a model with a route for each side (`Router`) needs to know.
         """
         import torch
         from torch.nn.functional import normalize
@@ -220,7 +224,14 @@ class Encoder:
                 if name in features:
                     features[name] = features[name].float()
             for module in rest:
-                features = module(features)
+                if "task" not in getattr(module, "forward_kwargs", ()):
+                    features = module(features)
+                elif task is not None:
+                    features = module(features, task=task)
+                else:
+                    raise InputError(
+                        f"{self.source} has a route for each side (Router); it encodes, but is not trained"
+                    )
             embedding: torch.Tensor = features["sentence_embedding"]
             if embedding.shape[1] > self.dim:
                 embedding = embedding[:, : self.dim]
@@ -232,11 +243,11 @@ class Encoder:
         """Forget the bf16 copy of the weights; training calls this before it encodes."""
         self._inference_transformer = None
 
-    def _infer(self, tokens: Sequence[Sequence[int]]) -> Embeddings:
+    def _infer(self, tokens: Sequence[Sequence[int]], task: str) -> Embeddings:
         import torch
 
         with torch.inference_mode():
-            found: Embeddings = self.forward(tokens, self._low_precision()).cpu().numpy()
+            found: Embeddings = self.forward(tokens, self._low_precision(), task).cpu().numpy()
         return found
 
     def _low_precision(self) -> torch.nn.Module | None:

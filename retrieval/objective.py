@@ -50,7 +50,7 @@ class Objective:
         from rankers.losses import LossSum
 
         self.loss, self._encoder, self._config = loss, encoder, config
-        self._matryoshka = _matryoshka(config, loss, encoder)
+        self.matryoshka = _matryoshka(config, loss, encoder)
         if isinstance(loss, LossSum):
             loss.max_grade = max_grade
         loss.remember(queries)
@@ -85,7 +85,7 @@ class Objective:
             self.loss,
             batches,
             chunk_size=self._config.chunk_size,
-            matryoshka=self._matryoshka,
+            matryoshka=self.matryoshka,
             keep_state=keep_state,
         )
 

@@ -8,7 +8,7 @@ same length are resampled alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -67,17 +67,53 @@ def bootstrap(values: Numbers, *, resamples: int = 10_000, confidence: float = 0
     2006 (doi:10.1145/1148170.1148261).
     """
     array = _checked(values, "values")
-    if resamples < 1 or not 0 < confidence < 1:
-        raise InputError(f"wanted resamples ≥ 1 and 0 < confidence < 1, got {resamples} and {confidence}")
+    _check_settings(resamples, confidence)
     generator = np.random.default_rng(seed)
     n = len(array)
     means = np.concatenate(
         [array[generator.integers(0, n, size=(rows, n))].mean(axis=1) for rows in _chunks(resamples, n)]
     )
-    tail = (1 - confidence) / 2
+    low, high = _middle(means, confidence)
     # A mean of equal values may round to outside of them.
-    low, high = np.clip(np.quantile(means, [tail, 1 - tail]), array.min(), array.max())
-    return Interval(float(low), float(high))
+    return Interval(*(float(np.clip(end, array.min(), array.max())) for end in (low, high)))
+
+
+def bootstrap_counts(
+    statistic: Callable[[Values], Values],
+    n: int,
+    *,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return the percentile bootstrap interval of a statistic that is no mean over queries, such as a pooled one.
+
+    Draw n of the n queries with replacement, `resamples` times, as `bootstrap` does.
+
+    Args:
+        statistic: takes how often each query was drawn, (some of the samples, n), and returns the value of each
+            sample; nan where a sample has none, which leaves that sample out.
+        n: how many queries there are.
+        resamples: how many samples are drawn.
+        confidence: between 0 and 1.
+        seed: same seed, same interval.
+
+    Raises:
+        InputError: no queries, no sample has a value, or settings out of range.
+    """
+    _check_settings(resamples, confidence)
+    if n < 1:
+        raise InputError("wanted at least one query, got none")
+    generator = np.random.default_rng(seed)
+    parts = []
+    for rows in _chunks(resamples, n):
+        drawn = generator.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        parts.append(statistic(np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)))
+    values = np.concatenate(parts)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        raise InputError(f"none of {resamples} samples of the {n} queries has a value; give more queries")
+    return _middle(values, confidence)
 
 
 def paired_bootstrap(
@@ -179,6 +215,18 @@ def _checked(values: Numbers, name: str) -> Values:
     if not np.isfinite(array).all():
         raise InputError(f"{name}[{int(np.argmin(np.isfinite(array)))}] is not finite")
     return array
+
+
+def _check_settings(resamples: int, confidence: float) -> None:
+    if resamples < 1 or not 0 < confidence < 1:
+        raise InputError(f"wanted resamples ≥ 1 and 0 < confidence < 1, got {resamples} and {confidence}")
+
+
+def _middle(values: Values, confidence: float) -> Interval:
+    """Return the ends of the middle `confidence` of the values."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return Interval(float(low), float(high))
 
 
 def _differences(a: Numbers, b: Numbers) -> Values:

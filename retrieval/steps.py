@@ -169,8 +169,8 @@ def _chunked(
     from rankers.engine import cached_backward
 
     device = encoder.model.device
-    query_chunks, query_order = _chunks(encoder, tokens.queries, chunk_size)
-    document_chunks, document_order = _chunks(encoder, tokens.documents, chunk_size)
+    query_chunks, query_order = embedding_chunks(encoder, tokens.queries, chunk_size)
+    document_chunks, document_order = embedding_chunks(encoder, tokens.documents, chunk_size)
     found = cached_backward(
         loss,
         query_chunks,
@@ -187,7 +187,7 @@ def _chunked(
     return found.loss, found.state
 
 
-def _chunks(
+def embedding_chunks(
     encoder: Encoder, tokens: Sequence[Sequence[int]], chunk_size: int | None
 ) -> tuple[list[Callable[[], torch.Tensor]], torch.Tensor]:
     """Return what embeds each chunk of texts of similar length, and which texts they are."""

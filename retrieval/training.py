@@ -94,7 +94,7 @@ def train(
     folder = RunFolder(Path(config.out))
     finished = folder.check(config, resume=resume, overwrite=overwrite)
     if finished is None:
-        run = _Run(config, loss, folder)
+        run = TrainingRun(config, loss, folder)
         with locked(folder.path):
             # Nothing is deleted or written before settings, model and data have proved good.
             finished = folder.begin(config, run.fingerprints(), resume=resume, overwrite=overwrite)
@@ -109,7 +109,7 @@ def dry_run(config: TrainConfig, *, resume: bool = False, overwrite: bool = Fals
     folder = RunFolder(Path(config.out))
     loss = build_loss(config)
     folder.check(config, resume=resume, overwrite=overwrite)
-    return _Run(config, loss, folder).total_steps
+    return TrainingRun(config, loss, folder).total_steps
 
 
 def _config(config: TrainConfig | None, settings: dict[str, Any]) -> TrainConfig:
@@ -119,7 +119,7 @@ def _config(config: TrainConfig | None, settings: dict[str, Any]) -> TrainConfig
     return config
 
 
-class _Run:
+class TrainingRun:
     """One run in one process: data, model, optimizer, and where it stands. Nothing is written before `finish`."""
 
     def __init__(self, config: TrainConfig, loss: RankingLoss | LossSum, folder: RunFolder) -> None:

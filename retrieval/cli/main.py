@@ -21,7 +21,7 @@ from retrieval.cli.settings import apply_settings
 from retrieval.errors import InputError, did_you_mean
 from retrieval.progress import set_quiet
 
-# verb → what it does; the module is retrieval.cli.<verb>, imported only when the verb is used.
+# verb → what it does; the module is retrieval.cli.<verb>, dashes as underscores, imported only when the verb is used.
 VERBS: dict[str, str] = {
     "data": "read a collection or training rows, count everything, report every defect",
     "convert": "turn qrels, runs, rows and collections from one format into another",
@@ -30,6 +30,9 @@ VERBS: dict[str, str] = {
     "index": "build a FAISS index",
     "search": "search an index or BM25, by hand or for a whole split",
     "evaluate": "measure a run against qrels, with intervals",
+    "losses": "list the losses: labels, use, cost, paper; or tell one in full",
+    "selftest": "prove that large-batch training gives the plain gradient, on your model, data and loss",
+    "bench-losses": "find out which loss helps on your data",
 }
 
 OK, FAILED, USAGE = 0, 1, 2
@@ -170,7 +173,7 @@ def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _interrupted(arguments: Sequence[str], number: signal.Signals) -> int:
-    resumable = bool(arguments) and arguments[0] in ("train", "encode") and "--resume" not in arguments
+    resumable = bool(arguments) and arguments[0] in ("train", "encode", "bench-losses") and "--resume" not in arguments
     how = "--resume instead of --overwrite" if "--overwrite" in arguments else "the same command and --resume"
     hint = f"; go on with {how}" if resumable else ""
     print(f"\nstopped by {number.name}; every file written is whole{hint}", file=sys.stderr)

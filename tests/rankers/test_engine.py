@@ -176,6 +176,15 @@ def test_a_batch_without_rows_has_no_loss_and_no_gradient():
     assert (found.documents == 0).all()
 
 
+def test_a_batch_without_chunks_is_refused_and_one_without_rows_keeps_its_state():
+    with pytest.raises(ValueError, match="got no chunk"):
+        cached_backward(build("infonce"), [], [lambda: torch.zeros(2, 3)], WholeTargets(torch.zeros(0, 2)))
+    state = {"beta": torch.zeros(0)}
+    loss = build("sl_at_k", quantile="estimated")
+    found = gradients(loss, torch.zeros(0, 3), torch.randn(4, 3), WholeTargets(torch.zeros(0, 4)), state=state)
+    assert found.state.keys() == {"beta"}
+
+
 def test_a_loss_that_needs_all_rows_gets_them_in_one_block():
     queries, documents, labels, where, row_query = example("mw")
     loss = build("mw", method="exact")

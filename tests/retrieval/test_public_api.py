@@ -24,7 +24,10 @@ MODULES = sorted(
     if path.stem != "__init__"
 )
 
-NEED_TORCH = ("rankers.losses", "rankers.lists", "rankers.engine", "rankers.processes", "rankers.random_state")
+NEED_TORCH = (
+    *("rankers.losses", "rankers.lists", "rankers.engine", "rankers.processes", "rankers.random_state"),
+    *("retrieval.heads", "retrieval.head_training", "retrieval.bench_modes", "retrieval.loss_bench"),
+)
 PRINT_MODULES = "import json; print(json.dumps([name for name in sys.modules if '.' not in name]))"
 
 

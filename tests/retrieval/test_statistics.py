@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.errors import InputError
-from retrieval.statistics import bootstrap, holm, mean, paired, paired_bootstrap, randomisation_test
+from retrieval.statistics import bootstrap, bootstrap_counts, holm, mean, paired, paired_bootstrap, randomisation_test
 
 values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 pairs = st.integers(1, 10).flatmap(
@@ -89,6 +89,41 @@ def test_more_confidence_is_wider_and_chunks_do_not_show(monkeypatch):
 def test_bootstrap_refuses(arguments, settings, message):
     with pytest.raises(InputError, match=message):
         bootstrap(arguments, **settings)
+
+
+# --- bootstrap of counts
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=1, max_size=8), st.integers(0, 3))
+def test_counts_of_the_mean_give_the_bootstrap_of_the_mean(sample, seed):
+    found = bootstrap_counts(lambda counts: counts @ sample / len(sample), len(sample), resamples=200, seed=seed)
+    np.testing.assert_allclose(found, bootstrap(sample, resamples=200, seed=seed), atol=1e-12)
+
+
+def test_every_sample_draws_n_of_the_n_queries(monkeypatch):
+    monkeypatch.setattr("retrieval.statistics._CHUNK", 70)
+    seen = []
+    bootstrap_counts(lambda counts: seen.append(counts) or counts[:, 0], 7, resamples=25)
+    counts = np.concatenate(seen)
+    assert counts.shape == (25, 7)
+    assert len(seen) > 1
+    assert (counts.sum(axis=1) == 7).all()
+
+
+def test_samples_without_a_value_are_left_out():
+    """Of two queries, a value only where the first was drawn once: always the same."""
+    only = bootstrap_counts(lambda counts: np.where(counts[:, 0] == 1, 0.5, np.nan), 2)
+    assert only == (0.5, 0.5)
+    with pytest.raises(InputError, match="none of 10 samples of the 2 queries has a value"):
+        bootstrap_counts(lambda counts: np.full(len(counts), np.nan), 2, resamples=10)
+
+
+@pytest.mark.parametrize(
+    ("n", "settings", "message"), [(0, {}, "at least one query"), (2, {"resamples": 0}, "got 0 and 0.95")]
+)
+def test_bootstrap_of_counts_refuses(n, settings, message):
+    with pytest.raises(InputError, match=message):
+        bootstrap_counts(lambda counts: counts[:, 0], n, **settings)
 
 
 # --- pairs

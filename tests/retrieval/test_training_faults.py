@@ -118,8 +118,8 @@ def test_a_damaged_best_checkpoint_is_made_again(run, tmp_path, monkeypatch):
             patch.setattr(training.DevSet, "score", lambda *_: scores[min(step, 3)])
             original(self)
 
-        original = training._Run._validate
-        patch.setattr(training._Run, "_validate", validate)
+        original = training.TrainingRun._validate
+        patch.setattr(training.TrainingRun, "_validate", validate)
 
     changes = EACH | {"save_total_limit": 9, "eval_full": False}
     with monkeypatch.context() as patch:
@@ -127,7 +127,7 @@ def test_a_damaged_best_checkpoint_is_made_again(run, tmp_path, monkeypatch):
         run("whole", **changes)
     with monkeypatch.context() as patch:
         by_step(patch)
-        patch.setattr(training._Run, "_publish", lambda self: (_ for _ in ()).throw(Crash()))
+        patch.setattr(training.TrainingRun, "_publish", lambda self: (_ for _ in ()).throw(Crash()))
         with pytest.raises(Crash):
             run(**changes)
     assert checkpoint_steps(tmp_path / "run") == [0, 1, 2, 8]

@@ -1,0 +1,176 @@
+"""What the pages of docs/ name exists, and every command line on them is one."""
+
+import json
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from retrieval.cli.flags import add_settings_flags
+from retrieval.cli.main import VERBS, Parser
+from retrieval.cli.settings import apply_settings
+from retrieval.train_config import TrainConfig
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = (DOCS / "which-loss.md").read_text(encoding="utf-8")
+PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
+SPANS = re.findall(r"`([^`\n]+)`", PROSE)
+CONSOLE = "\n".join(re.findall(r"```console\n(.*?)```", PAGE, flags=re.DOTALL))
+COMMANDS = [line for line in CONSOLE.replace("\\\n", " ").splitlines() if line.startswith("$ ")]
+FLAGS = [span for span in SPANS if span.startswith("--")]
+TRAIN = "train --model M --data D --out O "
+# Keys of training rows that the page names; the readers of rows know them.
+ROW_KEYS = {"positive_labels", "negative_labels", "positive_scores", "negative_scores"}
+
+
+def parsed(words: list[str]):
+    """Parse a command line as the command does, without running it."""
+    verb, *rest = words
+    assert verb in VERBS, f"no verb {verb!r}"
+    module = import_module(f"retrieval.cli.{verb.replace('-', '_')}")
+    parser = Parser(prog=f"rankwright {verb}", allow_abbrev=False)
+    module.configure(parser)
+    add_settings_flags(parser)
+    return apply_settings(parser, rest)
+
+
+def training_loss(words: list[str]):
+    """Return the loss of a `train` command line, every setting of it checked."""
+    from dataclasses import fields
+
+    from rankers.losses import build_expression
+
+    args = parsed(words)
+    known = {field.name for field in fields(TrainConfig)}
+    values = {name: value for name, value in vars(args).items() if name in known}
+    config = TrainConfig.from_dict(values | args.nested)
+    return build_expression(config.loss, config.loss_settings)
+
+
+def table(head: str) -> list[dict[str, str]]:
+    """Return the rows of the table whose first column has this head, by column."""
+    lines = PAGE[PAGE.index(f"| {head} |") :].split("\n\n")[0].splitlines()
+    heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|"))
+    assert all(len(row) == len(heads) for row in rows)
+    return [dict(zip(heads, row, strict=True)) for row in rows]
+
+
+def test_the_page_has_what_this_test_reads():
+    assert len(COMMANDS) >= 5
+    assert len(FLAGS) >= 20
+    assert len(table("your labels")) >= 7
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_line_parses(command):
+    pytest.importorskip("torch", reason="needs the train extra")
+    program, *words = shlex.split(command.removeprefix("$ "))
+    assert program == "rankwright"
+    parsed(words)
+    if words[0] == "train":
+        training_loss(words)
+
+
+@pytest.mark.parametrize("flags", sorted(set(FLAGS)))
+def test_every_flag_is_one_of_train_and_its_loss_takes_the_settings(flags):
+    pytest.importorskip("torch", reason="needs the train extra")
+    name = flags.split()[0]
+    loss = training_loss(shlex.split(TRAIN + flags))
+    if name == "--loss":
+        assert loss.name == shlex.split(flags)[1]
+
+
+@pytest.mark.parametrize("wrong", ["--loss infonse", "--loss mw --set loss.k=3", "--chunk-sise 64", "--loss 'mw + mw'"])
+def test_a_wrong_flag_would_be_found(wrong):
+    pytest.importorskip("torch", reason="needs the train extra")
+    with pytest.raises(ValueError, match=r"infonse|'k'|chunk-sise|twice"):
+        training_loss(shlex.split(TRAIN + wrong))
+
+
+def test_the_table_holds_every_loss_as_it_is():
+    pytest.importorskip("torch", reason="needs the train extra")
+    from rankers.losses import LOSSES
+
+    rows = {row["loss"].strip("`"): row for row in table("loss")}
+    assert rows.keys() == LOSSES.keys()
+    for name, row in rows.items():
+        entry = LOSSES[name]
+        assert (name, row["labels"], row["cost"]) == (name, entry.labels, entry.cost)
+        for setting, value in (pair.split("=") for pair in re.findall(r"`(\w+=[^`]+)`", row["defaults"])):
+            default = entry.defaults[setting]
+            shown = str(default).lower() if isinstance(default, bool) else default
+            assert value == (f"{shown:g}" if isinstance(shown, float) else str(shown)), f"{name}: {setting}"
+        assert ("temperature" in entry.defaults) == ("temperature=" in row["defaults"])
+
+
+def test_every_name_in_the_text_exists():
+    """A single word in code is a loss, a regulariser, a setting of one, a verb, a field of training or a row's key."""
+    pytest.importorskip("torch", reason="needs the train extra")
+    from rankers.losses import LOSSES, REGULARISERS
+
+    settings = {setting for entry in LOSSES.values() for setting in entry.settings}
+    fields = set(TrainConfig.__dataclass_fields__)
+    known = {*LOSSES, *REGULARISERS, *settings, *VERBS, *fields, *ROW_KEYS}
+    named = {span for span in SPANS if re.fullmatch(r"[a-z][a-z0-9_-]*", span)}
+    assert {"infonce", "max_list", "selftest"} <= named
+    assert named <= known
+    pairs = [span.split("=") for span in SPANS if re.fullmatch(r"\w+=\S+", span)]
+    assert {name for name, _ in pairs} <= settings
+
+
+def test_every_loss_in_python_builds():
+    pytest.importorskip("torch", reason="needs the train extra")
+    from rankers.losses import build
+
+    calls = re.findall(r'(?:CrossEncoderLoss\(model|SentenceTransformerLoss\(model|build\(), ?"(\w+)"', PAGE)
+    calls += re.findall(r'build\("(\w+)"', PAGE)
+    assert len(calls) >= 6
+    for name in calls:
+        build(name)
+    from retrieval import CrossEncoderLoss, SentenceTransformerLoss
+
+    assert CrossEncoderLoss.__name__ in PAGE
+    assert SentenceTransformerLoss.__name__ in PAGE
+
+
+def test_files_modules_and_benchmarks_that_the_page_names_exist():
+    root = DOCS.parent
+    for path in re.findall(r"`((?:retrieval|benchmarks|rankers)/[\w./]+)`", PAGE):
+        assert (root / path).exists(), path
+    for name in re.findall(r"python -m benchmarks[. ](\w+)", PAGE):
+        assert (root / "benchmarks" / f"{name}.py").is_file(), name
+
+
+def means(name: str, **wanted: object) -> list[float]:
+    """Return nDCG@10 of the finished cells of a benchmark whose settings are these, by training setting or own."""
+    lines = (DOCS.parent / "benchmarks" / "results" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    chosen = [r for r in records if wanted.items() <= {**(r["settings"].get("train") or {}), **r["settings"]}.items()]
+    assert chosen, f"no cell of {name} has {wanted}"
+    return [record["values"]["mean"]["nDCG@10"] for record in chosen]
+
+
+def test_measured_figures_are_those_of_the_results():
+    measured = {row["loss"].strip("`"): row["what our bench measured"] for row in table("loss")}
+    for name, stage in (("pydocs", {"stage": "test"}), ("medquad", {})):
+        for method in ("infonce", "untrained"):
+            assert f"{mean(means(name, method=method, **stage)):.3f}" in measured["infonce"]
+    best = {loss: max(means("pydocs", stage="dev", loss=loss)) for loss in ("infonce", "softmax_ce")}
+    assert all(f"{value:.3f}" in measured["softmax_ce"] for value in best.values())
+    trials = means("pydocs", stage="dev", seed=0)
+    spread = f"within {max(trials) - min(trials):.2f} nDCG@10, and the two losses' best"
+    assert f"{spread} {best['infonce'] - best['softmax_ce']:.3f} apart" in PAGE.replace("\n", " ")
+    scifact = {}
+    for loss, told in measured.items():
+        for value, seeds in re.findall(r"SciFact ([0-9.]+), (\d) seeds?", told):
+            cells = means("scifact", stage="test", method=loss)
+            assert (f"{mean(cells):.3f}", len(cells)) == (value, int(seeds)), loss
+            scifact[loss] = cells
+    assert scifact.keys() == {"infonce", "bixse", "mw", "sl_at_k", "decoupled_softmax", "softmax_ce"}
+    assert f"{min(scifact['infonce']):.3f} and {max(scifact['infonce']):.3f}" in PAGE
+    assert f"{mean(means('scifact', stage='test', method='untrained')):.3f}" in PAGE.replace("\n", " ")
+    others = {loss: told for loss, told in measured.items() if loss not in scifact}
+    assert set(others.values()) == {"not measured yet"}  # a figure here needs a line above
