@@ -70,7 +70,7 @@ def test_scores_that_no_grid_holds_are_refused_and_broken_ones_are_nan(monkeypat
     with pytest.raises(ValueError, match=r"the scores spread over 20,000 temperatures, .* raise the temperature"):
         mw(scores, labels, temperature=1.0, method="tabulated")
     monkeypatch.setattr(pair_tables, "_MOST_CELLS", 4)
-    with pytest.raises(ValueError, match="need 5 nodes for each of 1 relevant ones; raise the temperature"):
+    with pytest.raises(ValueError, match="need 8 nodes for each of 1 relevant ones; raise the temperature"):
         mw(scores / 1e4, labels, temperature=4.0, method="tabulated")
     for broken in (float("nan"), float("inf")):
         value = mw(torch.tensor([[0.0, broken, 0.5]]), torch.tensor([[1, 0, 0]]), method="tabulated")
