@@ -25,7 +25,7 @@ COSINE_SCALES = {"point_ce": 10.0, "ordinal": 10.0}
 # What differs between training a whole encoder and training a head over its embeddings.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"learning_rates": (2e-5, 5e-5, 1e-4), "per_device_train_batch_size": 32, "num_train_epochs": 1.0},
-    "head": {"learning_rates": (1e-4, 3e-4, 1e-3), "per_device_train_batch_size": 128, "num_train_epochs": 20.0},
+    "head": {"learning_rates": (1e-3, 3e-3, 1e-2), "per_device_train_batch_size": 128, "num_train_epochs": 20.0},
 }
 
 

@@ -36,7 +36,7 @@ EXAMPLES = """examples:
 _LISTS: dict[str, tuple[type, str]] = {
     "losses": (str, "names or sums; the others are compared with the first"),
     "measures": (str, "of test; the first one is compared (default: nDCG@10,RR@10,R@100)"),
-    "learning-rates": (float, "of the grid (default: 1e-4,3e-4,1e-3 with heads, else 2e-5,5e-5,1e-4)"),
+    "learning-rates": (float, "of the grid (default: 1e-3,3e-3,1e-2 with heads, else 2e-5,5e-5,1e-4)"),
     "temperatures": (float, "of the grid, for every loss (default: a third, one and three times the loss's own)"),
 }
 _NUMBERS: dict[str, tuple[type, str]] = {

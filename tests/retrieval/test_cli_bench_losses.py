@@ -171,7 +171,11 @@ def test_the_estimate_by_hand(tiny_collection):
     """One loss, one trial, one seed, whole encoder at 128 tokens, all 60 documents in the pool."""
     settings = config(
         *("m", tiny_collection, "o"),
-        losses=("infonce",), trials=1, seeds=1, heads=None, learning_rates=(1e-4,),
+        losses=("infonce",),
+        trials=1,
+        seeds=1,
+        heads=None,
+        learning_rates=(1e-4,),
         document_max_length=128,
     )
     found = cost(settings, Collection.load(tiny_collection))
