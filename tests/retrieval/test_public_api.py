@@ -26,7 +26,13 @@ MODULES = sorted(
 
 NEED_TORCH = (
     *("rankers.losses", "rankers.lists", "rankers.engine", "rankers.processes", "rankers.random_state"),
-    *("retrieval.heads", "retrieval.head_training", "retrieval.bench_modes", "retrieval.loss_bench"),
+    *(
+        "retrieval.heads",
+        "retrieval.head_training",
+        "retrieval.bench_modes",
+        "retrieval.loss_bench",
+        "retrieval.selftest",
+    ),
 )
 PRINT_MODULES = "import json; print(json.dumps([name for name in sys.modules if '.' not in name]))"
 
