@@ -74,7 +74,7 @@ def plan(options: Options, results: Results) -> Plan:
                     cells.append(_cell("memory", loss, system, size, options))
             if fits(loss, NAIVE, size) and size <= LARGEST.get(loss, size):
                 cells.append(_cell("turns", loss, None, size, options))
-    return Plan(cells)
+    return Plan(sorted(cells, key=lambda cell: int(cell.settings["size"])))  # a short budget gets the small ones of all
 
 
 def sizes(loss: str, options: Options) -> Sequence[int]:
