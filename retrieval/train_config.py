@@ -151,10 +151,9 @@ _CHOICES = {"eval_strategy": ("no", "epoch", "steps"), "precision": ("auto", "fp
 
 
 def _parts(value: Any) -> list[Any]:
-    """Return the entries of a list, of "384,128", or of one number."""
-    if isinstance(value, str):
-        return value.replace(",", " ").split()
-    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+    """Return the entries of a list, of "384,128", of both, or of one number."""
+    values = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+    return [part for one in values for part in (one.replace(",", " ").split() if isinstance(one, str) else [one])]
 
 
 def _typed(name: str, value: Any, annotation: str) -> Any:

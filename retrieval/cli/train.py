@@ -80,6 +80,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
             if f.name == "rows":
                 options["action"] = "append"
                 options["default"] = None
+            elif f.name == "matryoshka_dims":
+                options |= {"nargs": "+", "metavar": "DIM"}
         group.add_argument(f"--{f.name.replace('_', '-')}", **options)
     parser.set_defaults(nested={})
 

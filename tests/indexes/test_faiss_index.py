@@ -181,7 +181,9 @@ def test_adding_in_parts_numbers_rows_on(kind):
         parts.add(part)
     assert len(parts) == COUNT
     if "HNSW" not in factory:  # a graph depends on which vectors came together
-        same(parts.search(normal(9, seed=5), 10), built(kind, vectors).search(normal(9, seed=5), 10))
+        found, expected = (index.search(normal(9, seed=5), 10) for index in (parts, built(kind, vectors)))
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6)  # a part of another height: another kernel
 
 
 # --------------------------------------------------------------------------------------------------------- ties
@@ -256,7 +258,8 @@ def test_flat_equals_brute_force_on_tie_heavy_vectors(vectors, queries, k, metri
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 5, 64])
 def test_copies_score_the_same_wherever_they_lie(batch):
-    # With BLAS (from 4 queries of 384 on) and without; otherwise no tie would be one.
+    # Without BLAS to the bit, otherwise no tie would be one. With it (from 4 queries of 384 on) that depends on the
+    # kernel: OpenBLAS' for Haswell rounds the last columns of a matrix in another order.
     vectors = normal(3001, dim=384)
     places = np.random.default_rng(1).choice(3001, 50, replace=False)
     vectors[places] = vectors[places[0]]
@@ -264,7 +267,9 @@ def test_copies_score_the_same_wherever_they_lie(batch):
     index.add(vectors)
     found = index.search(normal(batch, seed=2, dim=384), 3001)
     for rows, scores in zip(found.rows, found.scores, strict=True):
-        assert len(np.unique(scores[np.isin(rows, places)])) == 1
+        copies = scores[np.isin(rows, places)]
+        assert len(copies) == 50
+        np.testing.assert_allclose(copies, copies[0], rtol=0, atol=5e-5 if batch >= 4 else 0)
 
 
 # ------------------------------------------------------------------------------------------- making and training

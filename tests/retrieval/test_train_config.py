@@ -153,3 +153,17 @@ def test_every_field_of_the_interface_is_there():
         query_prompt document_prompt batch_tokens num_negatives
     """
     assert set(named.split()) <= {f.name for f in fields(TrainConfig)}
+
+
+@pytest.mark.parametrize("given", [[64, 16], (64, 16), "64,16", "64 16", ["64,16"], ["64", "16"], [64.0, "16"]])
+def test_dimensions_in_every_form_in_which_they_arrive(given):
+    assert config(matryoshka_dims=given).matryoshka_dims == (64, 16)
+    assert config(matryoshka_dims=given).to_dict()["matryoshka_dims"] == [64, 16]
+
+
+def test_no_and_impossible_dimensions():
+    assert config(matryoshka_dims=None).matryoshka_dims == config(matryoshka_dims=[]).matryoshka_dims == ()
+    assert config(matryoshka_dims=64).matryoshka_dims == (64,)
+    for wrong in ("sixty", [1.5], [True]):
+        with pytest.raises(InputError, match=r"setting 'matryoshka_dims' got .*; wanted a whole number"):
+            config(matryoshka_dims=wrong)
