@@ -249,9 +249,9 @@ def lambdaloss(
         loss = mean of row(i) over the rows with two different grades
 
     D(r) = 1 / log2(1 + r). "metric" gives more weight to pairs that reach below rank k, most to those just below it:
-    they are what changes the top k. Its form is from memory: the paper's exact one is not certain. "block", allRank's,
-    looks at pairs within the top k alone: relevant documents below it have no gradient. k beyond the row:
-    `ndcg_loss2`. IDCG is that of the whole row, whatever k.
+    they are what changes the top k. Its form is from memory; rax's top-n weights, from the same paper, agree.
+    "block", allRank's, looks at pairs within the top k alone: relevant documents below it have no gradient. k beyond
+    the row: `ndcg_loss2`. IDCG is that of the whole row, whatever k.
 
     Args:
         scores: (queries, docs) float, larger is better; the default is meant for cosines.

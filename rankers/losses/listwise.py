@@ -187,6 +187,7 @@ def p_listmle(
         row(i) = sum over places r of w_r (LSE(s_r, s_r+1, ..., s_n) - s_r)
         loss = mean of row(i) over the rows with a grade > 0
 
+    sentence-transformers counts one place further, w_r = 2^(n - r) - 1, so that its last place weighs nothing.
     c makes the weights sum to n, the number of valid documents of the row. With the paper's own (c = 1) long
     lists would outweigh all others, and beyond 127 documents overflow float32. All weights 1: `listmle`, which
     also says how equal grades are treated; their scores have the mean weight of their places.
