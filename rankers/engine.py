@@ -100,6 +100,7 @@ def gradients(
     *,
     row_query: Tensor | None = None,
     weight: float | Tensor = 1.0,
+    tally: Mapping[str, Tensor] | None = None,
     block: int = BLOCK,
     state: Mapping[str, Tensor] | None = None,
     processes: Processes | None = None,
@@ -115,6 +116,7 @@ def gradients(
         targets: of the rows of this process, against the documents of all processes, in the order of processes.
         row_query: (rows,) long, the query of each row of the matrix; None: row i is query i.
         weight: of the batch among those of a step; for a sum of losses, one number or one for each term.
+        tally: of the rows of this process, where it is known already.
         block: scores that may be alive together; at least LEAST_ROWS rows are.
         state: name → (rows,) of a loss with state.
         processes: of a group; None: this one alone.
@@ -132,7 +134,8 @@ def gradients(
         raise ValueError(f"{loss.name} with these settings needs the whole matrix; it runs in one process only")
     blocks = [(start, min(rows, start + size)) for start in range(0, rows, size)]
 
-    tally = sum_tallies(loss.tally(part.labels, part.where) for part in (targets.rows(*edges) for edges in blocks))
+    if tally is None:
+        tally = sum_tallies(loss.tally(part.labels, part.where) for part in (targets.rows(*edges) for edges in blocks))
     totals = loss.totals(processes.sum_numbers(tally or loss.tally(*_no_rows(queries, everywhere))))
     seen = _observed(loss, queries, everywhere, targets, row_query, blocks, processes) if loss.observes else None
 

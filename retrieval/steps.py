@@ -97,15 +97,16 @@ def backward(
     import torch
 
     device = encoder.model.device
-    counts = torch.stack([_count(loss, b.batch.targets, device) for b in batches])
+    tallies = [_tally(loss, b.batch.targets, device) for b in batches]
+    counts = torch.stack([loss.divisor(tally) for tally in tallies])
     weights = counts.double() / counts.sum(0).clamp_min(1)
     value = 0.0
-    for tokens, weight in zip(batches, weights, strict=True):
+    for tokens, tally, weight in zip(batches, tallies, weights, strict=True):
         rows = torch.from_numpy(tokens.batch.row_query).to(device)
         asked = torch.from_numpy(tokens.batch.query_numbers).to(device)[rows] if loss.keeps_state else None
         state = None if asked is None else loss.recall(asked)
-        step = _chunked if chunk_size is not None else _whole
-        found, new = step(encoder, loss, tokens, rows, weight, matryoshka, state, chunk_size)
+        part = _Part(encoder, loss, tokens, rows, tally, weight, matryoshka, state)
+        found, new = _whole(part) if chunk_size is None else _chunked(part, chunk_size)
         value += found
         if not math.isfinite(value):
             break
@@ -117,27 +118,37 @@ def backward(
 State = Mapping[str, "torch.Tensor"]
 
 
-def _whole(
-    encoder: Encoder,
-    loss: RankingLoss | LossSum,
-    tokens: TokenizedBatch,
-    rows: torch.Tensor,
-    weight: torch.Tensor,
-    matryoshka: Matryoshka | None,
-    state: State | None,
-    chunk_size: int | None,
-) -> tuple[float, State | None]:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One batch of a step, with what is known of it before a text is embedded."""
+
+    encoder: Encoder
+    loss: RankingLoss | LossSum
+    tokens: TokenizedBatch
+    rows: torch.Tensor
+    tally: Mapping[str, torch.Tensor]
+    weight: torch.Tensor
+    matryoshka: Matryoshka | None
+    state: State | None
+
+    @property
+    def targets(self) -> BlockTargets:
+        """Its labels and masks."""
+        return BlockTargets(self.tokens.batch.targets, self.encoder.model.device, symmetric=self.loss.is_symmetric)
+
+
+def _whole(part: _Part) -> tuple[float, State | None]:
     """Take the plain step: all texts with their graph, one matrix of scores."""
     import torch
 
-    device = encoder.model.device
+    encoder, loss, state, matryoshka = part.encoder, part.loss, part.state, part.matryoshka
+    device, targets = encoder.model.device, part.targets
     with torch.autocast(device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):
-        queries = embed(encoder, tokens.queries)
-        documents = embed(encoder, tokens.documents)
-    targets = BlockTargets(tokens.batch.targets, device, symmetric=loss.is_symmetric)
-    part = targets.rows(0, len(targets))
-    totals = loss.totals(loss.tally(part.labels, part.where))
-    at_call = dict(part.at_call) if state is None else {**part.at_call, "state": state}
+        queries = embed(encoder, part.tokens.queries)
+        documents = embed(encoder, part.tokens.documents)
+    whole = targets.rows(0, len(targets))
+    totals = loss.totals(part.tally)
+    at_call = dict(whole.at_call) if state is None else {**whole.at_call, "state": state}
     new: State | None = None
     value = torch.zeros((), device=device)
     for dimension, factor in (matryoshka.dimensions if matryoshka else {None: 1.0}).items():
@@ -145,8 +156,8 @@ def _whole(
         if matryoshka is not None and dimension is not None:
             sides = matryoshka.cut(queries, dimension), matryoshka.cut(documents, dimension)
         # index_select and not [rows]: the gradient of the latter is summed in any order
-        scores = sides[0].index_select(0, rows) @ sides[1].T
-        share = loss.share(scores, part.labels, part.where, totals=totals, weight=weight * factor, **at_call)
+        scores = sides[0].index_select(0, part.rows) @ sides[1].T
+        share = loss.share(scores, whole.labels, whole.where, totals=totals, weight=part.weight * factor, **at_call)
         if state is not None:
             share, new = share
         value = value + share
@@ -155,34 +166,25 @@ def _whole(
     return float(value.detach()), new
 
 
-def _chunked(
-    encoder: Encoder,
-    loss: RankingLoss | LossSum,
-    tokens: TokenizedBatch,
-    rows: torch.Tensor,
-    weight: torch.Tensor,
-    matryoshka: Matryoshka | None,
-    state: State | None,
-    chunk_size: int | None,
-) -> tuple[float, State | None]:
+def _chunked(part: _Part, chunk_size: int) -> tuple[float, State | None]:
     """Take the step of a large batch: texts in chunks, scores in blocks of rows."""
     from rankers.engine import cached_backward
 
-    device = encoder.model.device
-    query_chunks, query_order = embedding_chunks(encoder, tokens.queries, chunk_size)
-    document_chunks, document_order = embedding_chunks(encoder, tokens.documents, chunk_size)
+    query_chunks, query_order = embedding_chunks(part.encoder, part.tokens.queries, chunk_size)
+    document_chunks, document_order = embedding_chunks(part.encoder, part.tokens.documents, chunk_size)
     found = cached_backward(
-        loss,
+        part.loss,
         query_chunks,
         document_chunks,
-        BlockTargets(tokens.batch.targets, device, symmetric=loss.is_symmetric),
+        part.targets,
         query_order=query_order,
         document_order=document_order,
-        device=device,
-        matryoshka=matryoshka,
-        row_query=rows,
-        weight=weight,
-        state=state,
+        device=part.encoder.model.device,
+        matryoshka=part.matryoshka,
+        row_query=part.rows,
+        tally=part.tally,
+        weight=part.weight,
+        state=part.state,
     )
     return found.loss, found.state
 
@@ -228,14 +230,14 @@ class BlockTargets:
         return RowTargets(labels, where, {"where_columns": columns})
 
 
-def _count(loss: RankingLoss | LossSum, targets: CellTargets, device: torch.device) -> torch.Tensor:
-    """Return what the loss of a batch divides by, from blocks of its rows."""
-    from rankers.engine import sum_tallies
+def _tally(loss: RankingLoss | LossSum, targets: CellTargets, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the tally of a batch, from blocks of its rows."""
+    from rankers.engine import BLOCK, sum_tallies
 
-    step = max(1, (1 << 21) // max(1, targets.shape[1]))
+    step = max(1, BLOCK // max(1, targets.shape[1]))
     blocks = BlockTargets(targets, device, symmetric=False)
     parts = (blocks.rows(start, min(len(blocks), start + step)) for start in range(0, len(blocks), step))
-    return loss.divisor(sum_tallies(loss.tally(part.labels, part.where) for part in parts))
+    return sum_tallies(loss.tally(part.labels, part.where) for part in parts)
 
 
 def embed(encoder: Encoder, tokens: Sequence[Sequence[int]]) -> torch.Tensor:

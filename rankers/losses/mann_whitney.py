@@ -125,9 +125,7 @@ def mw_count(
     **_: object,
 ) -> Tensor:
     """Return the () number that `mw` divides by: pairs for "mean", relevant entries for "paper_sum"."""
-    where = check_mask("where", where, labels)
-    relevant = positives(labels, where, positive_from).sum()
-    return relevant * (where.sum() - relevant) if reduction == "mean" else relevant
+    return mw_totals(mw_tally(labels, where, positive_from=positive_from), reduction=reduction)["count"]
 
 
 def mw_tally(

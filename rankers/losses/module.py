@@ -155,9 +155,8 @@ class RankingLoss(nn.Module):
         """
         known = dict(totals)
         count = known.pop("count")
-        needs = "rows" if at_call.get("seen") is not None else self.needs
-        couples = needs == "whole matrix" or (needs == "rows + statistic" and self.entry.observe is not None)
-        if couples and (ours := int(self.totals(self.tally(labels, where))["count"])) != int(count):
+        couples = at_call.get("seen") is None and (self.observes or self.needs == "whole matrix")
+        if couples and (ours := int(self.divisor(self.tally(labels, where)))) != int(count):
             raise ValueError(
                 f"{self.entry.name} with these settings needs the whole matrix, but this block holds {ours} "
                 f"of {int(count)} terms; pass all rows at once"

@@ -20,6 +20,7 @@ from rankers.losses.inputs import (
     check_number,
     check_state,
     check_switch,
+    check_whole,
     fill_masked,
     positives,
     reduced,
@@ -174,9 +175,9 @@ def sl_at_k(
 
 
 def _check_settings(k: int, quantile: str, beta_rate: float, corpus_size: int | None, detach_weight: bool) -> None:
-    for name, size in (("k", k), ("corpus_size", 1 if corpus_size is None else corpus_size)):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a whole number >= 1, got {size!r}")
+    check_whole("k", k, least=1)
+    if corpus_size is not None:
+        check_whole("corpus_size", corpus_size, least=1)
     check_choice("quantile", quantile, "row", "estimated")
     check_number("beta_rate", beta_rate, positive=True)
     check_switch("detach_weight", detach_weight)
