@@ -61,8 +61,8 @@ NOTES = (
     "`rankwright bench-losses --heads linear`: MiniLM-L6 frozen, a linear map on the query's vector. Nine trials of "
     "each loss on dev (learning rates 1e-3, 3e-3, 1e-2; a third, one and three times the loss's own temperature), the "
     "best frozen, 3 seeds on test. A head sees one relevant document per query (noise: four) and the batch's others.",
-    "Noise: of the training positives; dev and test are as judged. Exchanged by hash, so that every loss meets the same "
-    "errors. 5 folds over all queries, a fifth of each fold's training queries as dev; SL@K with k = 20. These "
+    "Noise: of the training positives, exchanged by hash; dev and test are as judged, every loss meets the same errors. "
+    "5 folds over all queries, a fifth of each fold's training queries as dev; SL@K with k = 20. These "
     "are judgements with errors put in, not click data.",
     "p: paired randomisation over queries, after Holm over the losses of one comparison.",
 )
@@ -151,7 +151,8 @@ def _losses_table(settings: Settings, values: Values) -> str:
         )
     measures = list(values["methods"][values["baseline"]]["measures"])
     heads = [f"{settings['data']}, test, {values['queries']:,} queries", f"{measures[0]} [95 %]", "seeds"]
-    heads += [f"− {values['baseline']} [95 %]", "p (Holm)", *measures[1:], "pooled AUC", "ECE", "dev", "s/trial", "chosen"]
+    heads += [f"− {values['baseline']} [95 %]", "p (Holm)", *measures[1:]]
+    heads += ["pooled AUC", "ECE", "dev", "s/trial", "chosen"]
     return tables.markdown(heads, body)
 
 
