@@ -48,12 +48,14 @@ TRAINING = (
     "rankers/losses/*.py",
     "retrieval/batches.py",
     "retrieval/fast_dropout.py",
+    "retrieval/loop_config.py",
     "retrieval/optimizer.py",
     "retrieval/rows.py",
     "retrieval/steps.py",
     "retrieval/train_config.py",
     "retrieval/training.py",
     "retrieval/training_data.py",
+    "retrieval/training_loop.py",
 )
 
 # Expected speeds on two cores with bf16, for the estimates of the hours.

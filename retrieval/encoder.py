@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import InputError
-from retrieval.models import load_model, resolve_model, weights_sha256
+from retrieval.models import load_model, resolve_model, save_model, weights_sha256
 from retrieval.precision import resolve_device, resolve_precision
 from retrieval.progress import progress
 from retrieval.textfiles import has_lone_surrogate
@@ -138,6 +138,18 @@ class Encoder:
             "pooling": self.pooling,
             "precision": self.precision,
         }
+
+    def save(self, folder: Path, *, card: str) -> None:
+        """Publish a sentence-transformers folder; `folder` must not exist.
+
+        Prompts and lengths become the model's own, so that others encode alike.
+        """
+        first = self.model[0]
+        for name, side in (("query", self.query), ("document", self.document)):
+            self.model.prompts[name] = side.prompt
+            if hasattr(first, f"{name}_length"):
+                setattr(first, f"{name}_length", side.max_length)
+        save_model(self.model, folder, card=card)
 
     def encode_query(self, texts: Sequence[str]) -> Embeddings:
         """Return the (queries, dim) float32 embeddings of `texts`."""

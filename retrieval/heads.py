@@ -20,7 +20,6 @@ from torch.nn.functional import normalize
 
 from retrieval.encoder import Encoder
 from retrieval.errors import InputError
-from retrieval.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -153,7 +152,7 @@ def with_head(encoder: Encoder, head: Head) -> Encoder:
 
 def export_head(encoder: Encoder, head: Head, folder: Path, *, card: str) -> None:
     """Publish encoder and head together as `folder/model`, a sentence-transformers folder of stock modules."""
-    RunFolder(folder).write_model(with_head(encoder, head), card)
+    with_head(encoder, head).save(folder / "model", card=card)
 
 
 def _pass_through(dim: int) -> Module:

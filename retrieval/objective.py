@@ -75,10 +75,6 @@ class Objective:
             found = self._backward(batches, keep_state=True)
         return value if math.isfinite(found) else found
 
-    def learned(self) -> dict[str, float]:
-        """Return what the loss has learned so far, by name."""
-        return {f"loss.{name}": float(value.detach()) for name, value in self.loss.named_parameters()}
-
     def _backward(self, batches: Sequence[TokenizedBatch], *, keep_state: bool) -> float:
         return backward(
             self._encoder,

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from retrieval.train_config import TrainConfig
+from retrieval.loop_config import LoopConfig
 
 if TYPE_CHECKING:
     import torch
 
 
-def learning_rate(step: int, total: int, config: TrainConfig) -> float:
+def learning_rate(step: int, total: int, config: LoopConfig) -> float:
     """Return the rate of a step (from 0): linear warm-up over warmup_ratio of all steps, then linear decay to 0.
 
         warm-up, s < w = ceil(warmup_ratio · total):   rate · (s + 1) / w
@@ -32,7 +32,7 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
 LOSS_RATE = 100.0
 
 
-def make_optimizer(model: torch.nn.Module, loss: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: torch.nn.Module, loss: torch.nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     """Return AdamW without decay on biases and normalisation weights; one fused pass over all parameters.
 
     Each group's `share` is what it makes of the schedule's rate: 1, and more for learned settings of the loss.

@@ -1,4 +1,4 @@
-"""The folder of a training run: settings, metrics, environment, result, and the model's card."""
+"""The folder of a training run: settings, metrics, environment, result."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from indexes.storage import check_target, remove_folder, remove_stale, write_json, write_lines, write_text
-from retrieval.encoder import Encoder
 from retrieval.errors import InputError
-from retrieval.models import save_model
-from retrieval.train_config import TrainConfig
+from retrieval.loop_config import LoopConfig
 from retrieval.yamlfiles import dump_yaml, read_yaml
 
 logger = logging.getLogger(__name__)
@@ -28,7 +26,7 @@ _PACKAGES = ("rankwright", "torch", "transformers", "sentence-transformers", "to
 _FREE = {"out", "logging_steps", "save_steps", "save_total_limit", "eval_full"}
 # What a run writes, in the order in which --overwrite deletes it: half of it gone, the rest is still a run to resume.
 _OURS = ("result.json", "model", "checkpoints", "metrics.jsonl", "data.json")
-_HEADER = "# A training run of Rankwright. To repeat it: rankwright train --config THIS_FILE --out ANOTHER_FOLDER\n"
+_HEADER = "# A training run of Rankwright. To repeat it: rankwright {} --config THIS_FILE --out ANOTHER_FOLDER\n"
 
 
 class RunFolder:
@@ -39,10 +37,10 @@ class RunFolder:
     `model/`. A folder is known as a run by the first line of its `config.yaml`; no other one is ever deleted from.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, verb: str = "train") -> None:
+        self.path, self._header = path, _HEADER.format(verb)
 
-    def check(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    def check(self, config: LoopConfig, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
         """Say whether the run may begin here, and return the result of one that is already finished.
 
         Raises:
@@ -62,14 +60,14 @@ class RunFolder:
                 if (self.path / "result.json").is_file():
                     return _finished(self.path / "result.json")
             elif overwrite:
-                self._refuse_to_delete(config.model)
+                self._refuse_to_delete(config.reads)
             else:
                 raise InputError("exists already; use --resume or --overwrite, or another --out", path=self.path)
         check_target(self.path / "config.yaml", overwrite=True)
         return None
 
     def begin(
-        self, config: TrainConfig, fingerprints: Mapping[str, str], *, resume: bool, overwrite: bool
+        self, config: LoopConfig, fingerprints: Mapping[str, str], *, resume: bool, overwrite: bool
     ) -> dict[str, Any] | None:
         """Check again, now that nobody else can write here; then clear the folder and write what the run starts from.
 
@@ -95,7 +93,7 @@ class RunFolder:
                 _delete(self.path / name)
         for folder in (self.path, self.path / "checkpoints"):
             remove_stale(folder)
-        write_text(self.path / "config.yaml", _HEADER + dump_yaml(config.to_dict()))
+        write_text(self.path / "config.yaml", self._header + dump_yaml(config.to_dict()))
         write_json(self.path / "environment.json", now)
         write_json(self.path / "data.json", fingerprints)
         return None
@@ -103,11 +101,11 @@ class RunFolder:
     def _is_run(self) -> bool:
         try:
             with (self.path / "config.yaml").open(encoding="utf-8") as file:
-                return file.readline() == _HEADER
+                return file.readline() == self._header
         except (OSError, ValueError):
             return False
 
-    def _check_settings(self, config: TrainConfig) -> None:
+    def _check_settings(self, config: LoopConfig) -> None:
         path = self.path / "config.yaml"
         before, now = read_yaml(path), config.to_dict()
         for name in sorted((before.keys() | now.keys()) - _FREE):
@@ -115,10 +113,12 @@ class RunFolder:
                 message = f"{name} was {before.get(name)!r} in the run to resume and is {now.get(name)!r} now"
                 raise InputError(f"{message}; a resumed run needs the same settings", path=path)
 
-    def _refuse_to_delete(self, model: str) -> None:
-        start, out = Path(model).expanduser().resolve(), self.path.resolve()
-        if start == out or any(start.is_relative_to(out / name) for name in _OURS):
-            raise InputError(f"--model {model} lies in --out, where --overwrite would delete it", path=self.path)
+    def _refuse_to_delete(self, sources: Sequence[str]) -> None:
+        out = self.path.resolve()
+        for source in sources:
+            start = Path(source).expanduser().resolve()
+            if start == out or any(start.is_relative_to(out / name) for name in _OURS):
+                raise InputError(f"{source} lies in --out, where --overwrite would delete it", path=self.path)
 
     def _check_fingerprints(self, now: Mapping[str, str]) -> None:
         path = self.path / "data.json"
@@ -142,15 +142,10 @@ class RunFolder:
         """Publish metrics.jsonl, one JSON object per line."""
         write_lines(self.path / "metrics.jsonl", (json.dumps(line, allow_nan=False) for line in lines))
 
-    def write_model(self, encoder: Encoder, card: str) -> None:
-        """Publish `model/`; the encoder's prompts and lengths become its own, so that others encode alike."""
-        first = encoder.model[0]
-        for name, side in (("query", encoder.query), ("document", encoder.document)):
-            encoder.model.prompts[name] = side.prompt
-            if hasattr(first, f"{name}_length"):
-                setattr(first, f"{name}_length", side.max_length)
+    def cleared_model(self) -> Path:
+        """Return where the model is to be published, after an older one there is gone."""
         _delete(self.path / "model")
-        save_model(encoder.model, self.path / "model", card=card)
+        return self.path / "model"
 
     def write_result(self, **values: Any) -> None:
         """Publish result.json, which marks the run as finished."""
@@ -207,53 +202,7 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def settings_hash(config: TrainConfig) -> str:
+def settings_hash(config: LoopConfig) -> str:
     """Return a short hash of the settings that decide the weights."""
     values = {name: value for name, value in config.to_dict().items() if name not in _FREE}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def model_card(
-    config: TrainConfig, encoder: Encoder, loss_settings: Mapping[str, Any], dev: Mapping[str, float]
-) -> str:
-    """Return the model's README.md: what it was trained on, how, what it reached on dev, and how to use it."""
-    settings = ", ".join(f"{name}={value}" for name, value in loss_settings.items())
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in dev.items()) or "| not validated | |"
-    data = ", ".join([config.data, *config.rows])
-    return f"""---
-tags: [sentence-transformers, sentence-similarity, feature-extraction, dense-retrieval]
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
----
-
-# A dual encoder trained with Rankwright
-
-| | |
-|---|---|
-| start model | `{config.model}` |
-| training data | `{data}`, split `{config.train_split}` |
-| loss | `{config.loss}` ({settings}) |
-| batch | {config.per_device_train_batch_size} queries × {config.gradient_accumulation_steps} |
-| learning rate | {config.learning_rate:g}, warm-up {config.warmup_ratio:g} |
-| epochs, or steps | {config.num_train_epochs:g} epochs, or {config.max_steps} steps when > 0 |
-| seed | {config.seed} |
-| lengths (query, document) | {encoder.query.max_length}, {encoder.document.max_length} tokens |
-| prompts (query, document) | {encoder.query.prompt!r}, {encoder.document.prompt!r} |
-| dimensions | {encoder.dim} |
-| settings | {settings_hash(config)} |
-
-Measured on the dev split, from which the model was chosen:
-
-| | |
-|---|---|
-{rows}
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/folder")
-queries = model.encode_query(["…"])
-documents = model.encode_document(["title text"])
-model.similarity(queries, documents)
-```
-"""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,12 +25,11 @@ from retrieval.errors import InputError
 from retrieval.local_processes import run_in_processes
 from retrieval.objective import build_loss
 from retrieval.precision import resolve_device
-from retrieval.run_folder import RunFolder
 from retrieval.selftest_examples import HIGHEST_GRADE, QUERIES, random_batch, random_encoder
 from retrieval.selftest_steps import Case, Step, in_blocks, part_of_all, take_step, textbook
 from retrieval.steps import backward, steps_ahead
 from retrieval.train_config import TrainConfig
-from retrieval.training import TrainingRun
+from retrieval.training import DualEncoderTask
 
 # Of the largest entry of the gradient. float32 rounds at 6e-8, and a step of a transformer adds some thousand rounded
 # numbers in another order in each way: 1e-6 is usual, 1e-5 happens (the tables of mw are exact to 1e-5 as well). A
@@ -106,7 +104,7 @@ def config_proof(
     """
     size = min(config.per_device_train_batch_size, queries)
     config = replace(config, precision="fp32", per_device_train_batch_size=size)
-    run = TrainingRun(config, build_loss(config), RunFolder(Path(config.out)))
+    run = DualEncoderTask(config, build_loss(config))
     with closing(steps_ahead(run.batcher, run.encoder, first=0, total=1, accumulation=1)) as steps:
         [tokens] = next(steps)
     case = Case.cut(

@@ -8,7 +8,8 @@ from tiny_files import read_jsonl
 from indexes.storage import locked
 from retrieval.encoder import Encoder
 from retrieval.errors import InputError
-from retrieval.run_folder import RunFolder, environment, model_card, settings_hash
+from retrieval.model_card import model_card
+from retrieval.run_folder import RunFolder, environment, settings_hash
 from retrieval.train_config import TrainConfig
 
 DATA = {"data": "a" * 64, "start model": "b" * 64}
@@ -289,8 +290,8 @@ def test_the_model_keeps_the_encoders_prompts_and_lengths(tmp_path, tiny_model):
         tiny_model, precision="fp32", query_max_length=6, document_max_length=20, query_prompt="query: ", device="cpu"
     )
     folder = begun(tmp_path)
-    folder.write_model(encoder, "# card")
-    folder.write_model(encoder, "# another card")
+    encoder.save(folder.cleared_model(), card="# card")
+    encoder.save(folder.cleared_model(), card="# another card")
     assert (tmp_path / "model" / "README.md").read_text() == "# another card"
     again = Encoder.load(str(tmp_path), precision="fp32", device="cpu")
     assert (again.query, again.document) == (encoder.query, encoder.document)

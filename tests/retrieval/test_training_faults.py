@@ -9,6 +9,7 @@ from training_runs import EACH, Crash, crash_in_step, settings, weights
 
 import retrieval.objective as objective
 import retrieval.training as training
+import retrieval.training_loop as training_loop
 from indexes.storage import locked
 from retrieval.checkpoints import checkpoint_folder, checkpoint_steps, load_weights
 from retrieval.encoder import Encoder
@@ -118,8 +119,8 @@ def test_a_damaged_best_checkpoint_is_made_again(run, tmp_path, monkeypatch):
             patch.setattr(training.DevSet, "score", lambda *_: scores[min(step, 3)])
             original(self)
 
-        original = training.TrainingRun._validate
-        patch.setattr(training.TrainingRun, "_validate", validate)
+        original = training_loop.TrainingLoop._validate
+        patch.setattr(training_loop.TrainingLoop, "_validate", validate)
 
     changes = EACH | {"save_total_limit": 9, "eval_full": False}
     with monkeypatch.context() as patch:
@@ -127,7 +128,7 @@ def test_a_damaged_best_checkpoint_is_made_again(run, tmp_path, monkeypatch):
         run("whole", **changes)
     with monkeypatch.context() as patch:
         by_step(patch)
-        patch.setattr(training.TrainingRun, "_publish", lambda self: (_ for _ in ()).throw(Crash()))
+        patch.setattr(training_loop.TrainingLoop, "_publish", lambda self: (_ for _ in ()).throw(Crash()))
         with pytest.raises(Crash):
             run(**changes)
     assert checkpoint_steps(tmp_path / "run") == [0, 1, 2, 8]
@@ -177,16 +178,16 @@ def test_resume_of_a_finished_run_says_so_and_changes_nothing(run, tmp_path, cap
 
 def test_a_run_killed_after_its_last_step_is_published_by_resume(run, tmp_path, monkeypatch, whole):
     changes = {"gradient_accumulation_steps": 2, "save_steps": 3}
-    for place in ("save_model", "remove_folder", "write_json"):
+    for module, place in (("encoder", "save_model"), ("run_folder", "remove_folder"), ("run_folder", "write_json")):
         with monkeypatch.context() as patch:
-            original = getattr(__import__("retrieval.run_folder", fromlist=[place]), place)
+            original = getattr(__import__(f"retrieval.{module}", fromlist=[place]), place)
 
             def dying(path, *arguments, original=original, **more):
                 if str(path).endswith(("environment.json", "data.json")):
                     return original(path, *arguments, **more)
                 raise Crash
 
-            patch.setattr(f"retrieval.run_folder.{place}", dying)
+            patch.setattr(f"retrieval.{module}.{place}", dying)
             if place == "remove_folder":
                 (tmp_path / "run" / "model").mkdir()
             with pytest.raises(Crash):

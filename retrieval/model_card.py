@@ -1,0 +1,56 @@
+"""The README.md of a model that a run publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from retrieval.encoder import Encoder
+from retrieval.run_folder import settings_hash
+from retrieval.train_config import TrainConfig
+
+
+def model_card(
+    config: TrainConfig, encoder: Encoder, loss_settings: Mapping[str, Any], dev: Mapping[str, float]
+) -> str:
+    """Return the card of a dual encoder: what it was trained on, how, what it reached on dev, and how to use it."""
+    settings = ", ".join(f"{name}={value}" for name, value in loss_settings.items())
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in dev.items()) or "| not validated | |"
+    data = ", ".join([config.data, *config.rows])
+    return f"""---
+tags: [sentence-transformers, sentence-similarity, feature-extraction, dense-retrieval]
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+---
+
+# A dual encoder trained with Rankwright
+
+| | |
+|---|---|
+| start model | `{config.model}` |
+| training data | `{data}`, split `{config.train_split}` |
+| loss | `{config.loss}` ({settings}) |
+| batch | {config.per_device_train_batch_size} queries × {config.gradient_accumulation_steps} |
+| learning rate | {config.learning_rate:g}, warm-up {config.warmup_ratio:g} |
+| epochs, or steps | {config.num_train_epochs:g} epochs, or {config.max_steps} steps when > 0 |
+| seed | {config.seed} |
+| lengths (query, document) | {encoder.query.max_length}, {encoder.document.max_length} tokens |
+| prompts (query, document) | {encoder.query.prompt!r}, {encoder.document.prompt!r} |
+| dimensions | {encoder.dim} |
+| settings | {settings_hash(config)} |
+
+Measured on the dev split, from which the model was chosen:
+
+| | |
+|---|---|
+{rows}
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+queries = model.encode_query(["…"])
+documents = model.encode_document(["title text"])
+model.similarity(queries, documents)
+```
+"""
