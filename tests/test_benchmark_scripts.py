@@ -123,22 +123,24 @@ def test_scifact_reads_test_only_after_the_last_trial(options):
     assert plan.later > 0
 
 
-def test_scifact_freezes_the_best_trial_and_gives_the_best_other_loss_three_seeds(options):
+def test_scifact_freezes_the_best_trial_and_gives_the_best_other_losses_three_seeds(options):
     def score(settings):
         train = settings.get("train", {})
         if settings["method"] == "mw" and train.get("learning_rate") == 5e-5 and train["loss.temperature"] == 0.05:
             return 0.9
+        if settings["method"] in ("sl_at_k", "softmax_ce"):
+            return 0.7 if settings["method"] == "sl_at_k" else 0.6
         return 0.8 if settings["method"] == "infonce" and train["learning_rate"] == 1e-4 else 0.5
 
     results = Answers(score)
-    assert scifact.best_other(options, results) == "mw"
+    assert scifact.best_others(options, results) == ["mw", "sl_at_k", "softmax_ce"]
     winners = scifact.winners(options, results)
     assert (winners["mw"]["learning_rate"], winners["mw"]["loss.temperature"]) == (5e-5, 0.05)
     assert (winners["infonce"]["learning_rate"], winners["infonce"]["loss.temperature"]) == (1e-4, 0.01)
     assert winners["bixse"]["learning_rate"] == 2e-5  # equals: the first
     final = [cell.settings for cell in scifact.plan(options, results).cells if cell.settings["stage"] == "test"]
     seeds = {method: sum(s["method"] == method for s in final) for method in scifact.TEMPERATURES}
-    assert seeds == {"infonce": 3, "mw": 3, "bixse": 1, "sl_at_k": 1, "decoupled_softmax": 1, "softmax_ce": 1}
+    assert seeds == {"infonce": 3, "mw": 3, "bixse": 1, "sl_at_k": 3, "decoupled_softmax": 1, "softmax_ce": 3}
     assert {s["search"]["document_max_length"] for s in final if "search" in s} == {256}
     assert {s["train"]["document_max_length"] for s in final if "train" in s} == {128}
 
