@@ -25,8 +25,8 @@ from rankers.losses.module import RankingLoss
 from rankers.processes import Alone, Processes
 from rankers.random_state import RandomState
 
-BLOCK = 1 << 19  # scores of a block: 2 MiB of float32, and about twenty times as much while the loss runs
-LEAST_ROWS = 64  # of a block: with 16, a matrix product is a walk through memory and takes half as long again
+BLOCK = 1 << 20  # scores of a block: 4 MiB of float32, and about ten times as much while the loss runs
+LEAST_ROWS = 128  # of a block: with 16, a matrix product is a walk through memory and takes half as long again
 
 
 @dataclass(frozen=True, slots=True)

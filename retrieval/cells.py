@@ -83,6 +83,11 @@ class CellTargets:
         return kept
 
     @cached_property
+    def repeats_queries(self) -> bool:
+        """Whether several rows ask one query; where none do, `where_columns` is `where`."""
+        return len(np.unique(self.queries)) < len(self)
+
+    @cached_property
     def _kept_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Return the first row of each row's query, and the cells in which a later row of a query is kept instead."""
         _, first, of = np.unique(self.queries, return_index=True, return_inverse=True)

@@ -224,7 +224,7 @@ class BlockTargets:
         from rankers.engine import RowTargets
 
         labels, where = (torch.from_numpy(a).to(self._device) for a in self._targets.rows(start, stop))
-        if not self._symmetric:
+        if not self._symmetric or not self._targets.repeats_queries:
             return RowTargets(labels, where)
         columns = torch.from_numpy(self._targets.where_columns(start, stop)).to(self._device)
         return RowTargets(labels, where, {"where_columns": columns})

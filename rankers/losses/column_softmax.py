@@ -8,12 +8,13 @@ positives of l_ij, and a row's part of L_j is p_ij L_j, with p_ij = exp(l_ij - L
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from rankers.losses.inputs import fill_masked
+from rankers.losses.inputs import Cells, fill_masked
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,14 @@ class ColumnTables:
     rows: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, positive: Tensor, where: Tensor, gains: Tensor | None, rows: Tensor) -> Self:
-        """Read one block: logits as the softmax takes them, masks of the columns' direction."""
-        found = positive.sum(0)
-        lowest = torch.finfo(logits.dtype).min
-        mass = fill_masked(logits, where).logsumexp(0) if len(logits) else logits.new_full(logits.shape[1:], lowest)
-        grades = found.to(logits.dtype) if gains is None else gains.masked_fill(~positive, 0).sum(0)
+    def of(cls, logits: Tensor, positive: Cells, where: Tensor, gains: Tensor | None, rows: Tensor) -> Self:
+        """Read one block: logits as the softmax takes them, positives and mask of the columns' direction."""
+        width, lowest = logits.shape[1], torch.finfo(logits.dtype).min
+        found = positive[1].bincount(minlength=width)
+        mass = fill_masked(logits, where).logsumexp(0) if len(logits) else logits.new_full((width,), lowest)
+        grades = found.to(logits.dtype)
+        if gains is not None:
+            grades = gains.new_zeros(width).index_add(0, positive[1], gains[positive])
         return cls(mass, found, grades, rows)
 
     @classmethod
@@ -54,14 +57,27 @@ class ColumnTables:
         """(docs,) the weight of each column's loss: the mean grade of its positives, 0 without any."""
         return self.gains / self.positives.clamp_min(1)
 
-    def share(self, logits: Tensor, positive: Tensor, where: Tensor) -> Tensor:
+    def share(self, logits: Tensor, positive: Cells, where: Tensor) -> Tensor:
         """Return the () part of a block of rows in the weighted sum of the columns' losses."""
-        asked = self.weights > 0
-        own = fill_masked(logits, where) - self.log_mass
-        part = own.detach().exp() * (self.log_mass + own - own.detach())
-        part = part.masked_fill(~(where & asked), 0).sum(0)
-        hit = logits.masked_fill(~positive, 0).sum(0) / self.positives.clamp_min(1)
-        return ((part - hit) * self.weights).sum()
+        weights = self.weights
+        part: Tensor = _MassPart.apply(fill_masked(logits, where), self.log_mass, weights)  # type: ignore[no-untyped-call]
+        return part - (logits[positive] * (weights / self.positives.clamp_min(1))[positive[1]]).sum()
 
     def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.positives, self.gains, self.rows
+
+
+class _MassPart(torch.autograd.Function):
+    """sum over a block of w_j p_ij L_j, whose gradient is w_j p_ij; the other rows' parts are in L."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, log_mass: Tensor, weights: Tensor) -> Tensor:
+        slope = (logits - log_mass).exp_().mul_(weights)  # a column without a valid row has no weight
+        ctx.save_for_backward(slope)
+        return slope.sum(0) @ log_mass.masked_fill(weights == 0, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None, None

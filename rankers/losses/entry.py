@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rankers.losses.inputs import check_mask, grades, positives
+from rankers.losses.inputs import check_mask, grades, positive_cells
 
 LabelKind = Literal["binary", "probability", "grade", "teacher"]
 Needs = Literal["rows", "rows + statistic", "whole matrix"]
@@ -24,7 +24,8 @@ def count_positive_rows(
     labels: Tensor, where: Tensor | None = None, *, positive_from: float = 1.0, **_: object
 ) -> Tensor:
     """Return the () number of rows with a valid label >= positive_from."""
-    return positives(labels, check_mask("where", where, labels), positive_from).any(-1).sum()
+    rows, _columns = positive_cells(labels, check_mask("where", where, labels), positive_from)
+    return rows.bincount(minlength=len(labels)).count_nonzero()
 
 
 def count_graded_rows(labels: Tensor, where: Tensor | None = None, **_: object) -> Tensor:

@@ -1,6 +1,7 @@
 """What every loss asks of its input, asked once: shapes, label kinds, temperature, reduction.
 
-Values are looked at only where `where` is True; the check of the labels is one pass and one `any()`.
+Values are looked at only where `where` is True. In a large batch nearly every label is 0 and every entry valid, so the
+checks are quick there: labels that are 0 need none, and a mask that masks nothing is not applied.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Reduction = Literal["mean", "sum"]
+_BINARY = (
+    "binary labels are 0/1 or grades, relevant from positive_from={} on; for probabilities "
+    "give positive_from (0.5, say) or take a loss whose labels are probabilities"
+)
 Number = float | Tensor  # a tensor has shape () and may require a gradient: a learned setting
+Cells = tuple[Tensor, ...]  # (rows, columns) of some entries, each (cells,)
 
 
 def check_matrix(scores: Tensor, labels: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -33,7 +39,7 @@ def check_matrix(scores: Tensor, labels: Tensor, where: Tensor | None) -> tuple[
         )
     # Masked scores become 0: a learned temperature's gradient is the sum of all gradients × scores, and 0 × nan is nan.
     lifted = scores if scores.dtype == torch.float64 else scores.to(torch.float32)
-    return lifted.masked_fill(~where, 0), where
+    return cleared(lifted, where), where
 
 
 def check_mask(name: str, where: Tensor | None, labels: Tensor) -> Tensor:
@@ -53,6 +59,28 @@ def positives(labels: Tensor, where: Tensor, positive_from: float) -> Tensor:
             whole: 0.7 is then a probability or a teacher's score and would silently count as irrelevant.
 
     """
+    bad = where & ~_is_binary(labels, positive_from)
+    if bool(bad.any()):
+        raise _refusal(labels, bad.nonzero()[0], _BINARY.format(positive_from))
+    return where & (labels >= positive_from)
+
+
+def positive_cells(labels: Tensor, where: Tensor, positive_from: float) -> Cells:
+    """Return rows and columns, each (positives,), of the same entries, by ascending row.
+
+    The way of a large batch, whose labels are nearly all 0: only the others are looked at.
+    """
+    cells = labels.nonzero()  # nan too
+    cells = cells[where[cells[:, 0], cells[:, 1]]]
+    values = labels[cells[:, 0], cells[:, 1]]
+    good = _is_binary(values, positive_from)
+    if not bool(good.all()):
+        raise _refusal(labels, cells[~good][0], _BINARY.format(positive_from))
+    return cells[values >= positive_from].unbind(1)
+
+
+def _is_binary(labels: Tensor, positive_from: float) -> Tensor:
+    """Return which labels are 0/1 or grades."""
     if not (check_number("positive_from", positive_from) > 0):
         raise ValueError(f"positive_from must be > 0, got {positive_from}: with 0 every document is relevant")
     good = labels >= 0
@@ -60,43 +88,25 @@ def positives(labels: Tensor, where: Tensor, positive_from: float) -> Tensor:
         good &= labels < math.inf
         if float(positive_from).is_integer():
             good &= labels == labels.round()
-    _refuse(
-        labels,
-        where & ~good,
-        f"binary labels are 0/1 or grades, relevant from positive_from={positive_from} on; for probabilities "
-        "give positive_from (0.5, say) or take a loss whose labels are probabilities",
-    )
-    return where & (labels >= positive_from)
+    return good
 
 
 def probabilities(labels: Tensor, where: Tensor, dtype: torch.dtype) -> Tensor:
     """Return labels in [0, 1] as `dtype`, 0 where masked; ValueError at any other valid value."""
-    _refuse(
-        labels,
-        where & ~((labels >= 0) & (labels <= 1)),
-        "labels must be probabilities in [0, 1]; divide grades by the highest grade",
-    )
-    return labels.to(dtype).masked_fill(~where, 0)
+    wanted = "labels must be probabilities in [0, 1]; divide grades by the highest grade"
+    return _within(labels, where, dtype, 0, 1, wanted)
 
 
 def grades(labels: Tensor, where: Tensor, dtype: torch.dtype) -> Tensor:
     """Return grades >= 0 as `dtype`, 0 where masked; ValueError at any other valid value."""
-    _refuse(
-        labels,
-        where & ~((labels >= 0) & (labels < math.inf)),
-        "labels must be finite grades >= 0; mark padding in where, not in the labels",
-    )
-    return labels.to(dtype).masked_fill(~where, 0)
+    wanted = "labels must be finite grades >= 0; mark padding in where, not in the labels"
+    return _within(labels, where, dtype, 0, math.inf, wanted)
 
 
 def teacher_scores(labels: Tensor, where: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a teacher's scores, any finite number, as `dtype`, 0 where masked; ValueError at any other value."""
-    _refuse(
-        labels,
-        where & ~labels.isfinite() if labels.is_floating_point() else torch.zeros_like(where),
-        "labels must be a teacher's finite scores; where it gave none, where must be False",
-    )
-    return labels.to(dtype).masked_fill(~where, 0)
+    wanted = "labels must be a teacher's finite scores; where it gave none, where must be False"
+    return _within(labels, where, dtype, -math.inf, math.inf, wanted)
 
 
 def check_list(name: str, scores: Tensor, max_list: int) -> None:
@@ -175,7 +185,17 @@ def fill_masked(logits: Tensor, where: Tensor) -> Tensor:
     The lowest finite number and not -inf: exp() of it is 0 all the same, and a row without any valid entry
     stays finite until it is dropped.
     """
-    return logits.masked_fill(~where, torch.finfo(logits.dtype).min)
+    return logits if _masks_nothing(where) else logits.masked_fill(~where, torch.finfo(logits.dtype).min)
+
+
+def cleared(values: Tensor, where: Tensor) -> Tensor:
+    """Return values, 0 where masked."""
+    return values if _masks_nothing(where) else values.masked_fill(~where, 0)
+
+
+def _masks_nothing(where: Tensor) -> bool:
+    """Return whether every entry is valid: the least of the bytes, which is many times faster than `all`."""
+    return not where.numel() or bool(where.view(torch.uint8).amin())
 
 
 def softplus(values: Tensor) -> Tensor:
@@ -189,8 +209,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
 
 
-def _refuse(labels: Tensor, bad: Tensor, wanted: str) -> None:
-    if not bool(bad.any()):
-        return
-    row, column = bad.nonzero()[0].tolist()
-    raise ValueError(f"labels[{row}, {column}] is {labels[row, column].item():g}: {wanted}")
+def _within(labels: Tensor, where: Tensor, dtype: torch.dtype, low: float, high: float, wanted: str) -> Tensor:
+    """Return labels as `dtype`, 0 where masked; ValueError when a valid one is not finite and in [low, high]."""
+
+    def is_good(values: Tensor) -> Tensor:
+        return (values >= low) & (values <= high) & values.isfinite()
+
+    # masked or not, the least and the greatest label are nearly always good, and then all are
+    if labels.numel() and not bool(is_good(torch.stack(labels.aminmax())).all()):
+        bad = where & ~is_good(labels)
+        if bool(bad.any()):
+            raise _refusal(labels, bad.nonzero()[0], wanted)
+    return cleared(labels.to(dtype), where)
+
+
+def _refusal(labels: Tensor, cell: Tensor, wanted: str) -> ValueError:
+    row, column = cell.tolist()
+    return ValueError(f"labels[{row}, {column}] is {labels[row, column].item():g}: {wanted}")

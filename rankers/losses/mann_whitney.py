@@ -11,11 +11,12 @@ from torch.autograd.function import once_differentiable
 
 from rankers.losses.entry import LossEntry
 from rankers.losses.inputs import (
+    Cells,
     Number,
     check_choice,
     check_mask,
     check_matrix,
-    positives,
+    positive_cells,
     scale_of,
     softplus,
 )
@@ -81,22 +82,24 @@ def mw(
     check_choice("reduction", reduction, "mean", "paper_sum", "sum")
     check_choice("method", method, "auto", "exact", "tabulated")
     logits = scores * scale_of(temperature, scale, 1 / TEMPERATURE)
-    positive = positives(labels, where, positive_from)
-    relevant, irrelevant = logits[positive], logits[where & ~positive]
-    pairs = len(relevant) * len(irrelevant)
+    positive = positive_cells(labels, where, positive_from)
+    irrelevant = _others(where, positive)
+    relevant_count = len(positive[0])
+    irrelevant_count = 0 if seen is not None and reduction == "sum" else int(irrelevant.sum())
+    pairs = relevant_count * irrelevant_count
     if seen is None and (method == "exact" or (method == "auto" and pairs <= EXACT_UP_TO)):
         if pairs > REFUSED_ABOVE:
             raise ValueError(
-                f"mw: {len(relevant):,} relevant × {len(irrelevant):,} irrelevant entries are {pairs:,} pairs, above "
+                f"mw: {relevant_count:,} relevant × {irrelevant_count:,} irrelevant entries are {pairs:,} pairs, above "
                 f'the {REFUSED_ABOVE:,} that method="exact" computes; take method="tabulated", equal within 1e-5'
             )
-        total: Tensor = _PairLoss.apply(relevant, irrelevant)  # type: ignore[no-untyped-call]
+        total: Tensor = _PairLoss.apply(logits[positive], logits[irrelevant])  # type: ignore[no-untyped-call]
     else:
-        tables = PairTables.of(relevant.detach(), irrelevant.detach()) if seen is None else seen
-        total = _TabulatedPairLoss.apply(relevant, irrelevant, tables)  # type: ignore[no-untyped-call]
+        tables = PairTables.of(logits[positive].detach(), logits.detach(), irrelevant) if seen is None else seen
+        total = _TabulatedPairLoss.apply(logits, positive, irrelevant, tables)  # type: ignore[no-untyped-call]
     if reduction == "sum":
         return total
-    return total / max(len(relevant) * (len(irrelevant) if reduction == "mean" else 1), 1)
+    return total / max(pairs if reduction == "mean" else relevant_count, 1)
 
 
 def mw_observe(
@@ -112,8 +115,8 @@ def mw_observe(
     """Return what a block of rows shows of its scores: the relevant ones, and the others on a grid."""
     scores, where = check_matrix(scores, labels, where)
     logits = (scores * scale_of(temperature, scale, 1 / TEMPERATURE)).detach()
-    positive = positives(labels, where, positive_from)
-    return PairTables.of(logits[positive], logits[where & ~positive])
+    positive = positive_cells(labels, where, positive_from)
+    return PairTables.of(logits[positive], logits, _others(where, positive))
 
 
 def mw_count(
@@ -133,8 +136,9 @@ def mw_tally(
 ) -> dict[str, Tensor]:
     """Return the numbers of relevant and of irrelevant entries."""
     where = check_mask("where", where, labels)
-    relevant = positives(labels, where, positive_from).sum()
-    return {"relevant": relevant, "irrelevant": where.sum() - relevant}
+    valid = where.sum()
+    relevant = torch.full_like(valid, len(positive_cells(labels, where, positive_from)[0]))
+    return {"relevant": relevant, "irrelevant": valid - relevant}
 
 
 def mw_totals(tally: Mapping[str, Tensor], *, reduction: str = "mean", **_: object) -> dict[str, Tensor]:
@@ -143,20 +147,26 @@ def mw_totals(tally: Mapping[str, Tensor], *, reduction: str = "mean", **_: obje
     return {"count": relevant * tally["irrelevant"] if reduction == "mean" else relevant}
 
 
+def _others(where: Tensor, positive: Cells) -> Tensor:
+    """Return the mask of the valid entries that are not relevant."""
+    return where.index_put(positive, where.new_zeros(()))
+
+
 class _TabulatedPairLoss(torch.autograd.Function):
-    """sum over a block's n and all p of softplus(n - p); the gradient of its p is that of all n against them."""
+    """sum over a block's p and all n of softplus(n - p); the gradient of its n is that of all p against them."""
 
     @staticmethod
-    def forward(ctx: Any, relevant: Tensor, irrelevant: Tensor, tables: PairTables) -> Tensor:
-        total, pushes = tables.above(irrelevant)
-        ctx.save_for_backward(tables.below(relevant) if ctx.needs_input_grad[0] else None, pushes)
+    def forward(ctx: Any, logits: Tensor, positive: Cells, irrelevant: Tensor, tables: PairTables) -> Tensor:
+        slope = tables.pushes(logits).masked_fill_(~irrelevant, 0)
+        total, pulls = tables.pulls(logits[positive])
+        ctx.save_for_backward(slope.index_put_(positive, -pulls))
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        pulls, pushes = ctx.saved_tensors
-        return -gradient * pulls, gradient * pushes, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None, None, None
 
 
 class _PairLoss(torch.autograd.Function):

@@ -17,6 +17,7 @@ from rankers.losses.inputs import (
     check_matrix,
     check_number,
     check_switch,
+    cleared,
     positives,
     probabilities,
     reduced,
@@ -195,7 +196,7 @@ def _sigmoid_loss(
 
 def row_entropies(logits: Tensor, targets: Tensor, where: Tensor) -> Tensor:
     """Return (queries,) the binary cross-entropies of the valid entries, summed."""
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").masked_fill(~where, 0).sum(-1)
+    return cleared(F.binary_cross_entropy_with_logits(logits, targets, reduction="none"), where).sum(-1)
 
 
 def bixse_tally(
@@ -222,7 +223,7 @@ def siglip_tally(
 def _tally(targets: Tensor, where: Tensor, keep_empty_rows: bool) -> Mapping[str, Tensor]:
     rows = counted_rows(targets, where, keep_empty_rows)
     counted = where & rows[:, None]
-    return {"count": rows.sum(), "entries": counted.sum(), "mass": targets.masked_fill(~counted, 0).sum()}
+    return {"count": rows.sum(), "entries": counted.sum(), "mass": cleared(targets, counted).sum()}
 
 
 def bixse_totals(
@@ -269,11 +270,11 @@ def _precision(labels: Tensor) -> torch.dtype:
 def counted_rows(targets: Tensor, where: Tensor, keep_empty_rows: bool) -> Tensor:
     """Return (queries,) whether a row has a target > 0 or, if those are kept, a valid entry at all."""
     check_switch("keep_empty_rows", keep_empty_rows)
-    return where.any(-1) if keep_empty_rows else (targets > 0).any(-1)
+    return where.any(-1) if keep_empty_rows else targets.sum(-1) > 0
 
 
 def _prior(targets: Tensor, counted: Tensor) -> Tensor:
-    return _prior_of(targets.masked_fill(~counted, 0).sum(), counted.sum())
+    return _prior_of(cleared(targets, counted).sum(), counted.sum())
 
 
 def _prior_of(mass: Tensor, entries: Tensor) -> Tensor:

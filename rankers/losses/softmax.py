@@ -15,6 +15,7 @@ from torch import Tensor
 from rankers.losses.column_softmax import ColumnTables
 from rankers.losses.entry import LossEntry, count_graded_rows, count_positive_rows
 from rankers.losses.inputs import (
+    Cells,
     Number,
     Reduction,
     check_choice,
@@ -24,7 +25,7 @@ from rankers.losses.inputs import (
     check_switch,
     fill_masked,
     grades,
-    positives,
+    positive_cells,
     reduced,
     scale_of,
     softplus,
@@ -106,24 +107,25 @@ def infonce(
     check_switch("symmetric", symmetric)
     where = check_mask("where", where, labels)
     columns = where if where_columns is None else check_mask("where_columns", where_columns, labels)
-    scores, _ = check_matrix(scores, labels, where | columns)
+    scores, _ = check_matrix(scores, labels, where if columns is where else where | columns)
     logits = scores * scale_of(temperature, scale, 1 / TEMPERATURE)
-    positive = positives(labels, where, positive_from)
+    positive = positive_cells(labels, where, positive_from)
     gains = _gains(labels, grade_weight, positive_from, logits.dtype)
-    lift = _lift(scores, hardness, weights, where & ~positive)
+    lift = _lift(scores, hardness, weights, where, positive)
     total, count = _one_direction(logits, positive, where, lift, gains)
     if not symmetric:
         if where_columns is not None:
             raise ValueError("where_columns is the mask of the columns' direction; it needs symmetric=True")
         return reduced(total, count, reduction)
-    positive = positives(labels, columns, positive_from)
-    lift = _lift(scores, hardness, weights, columns & ~positive)
+    if columns is not where:
+        positive = positive_cells(labels, columns, positive_from)
+        lift = _lift(scores, hardness, weights, columns, positive)
     if seen is not None:
         column_total, column_count = seen.share(*_lifted(logits, positive, columns, lift)), seen.weights.sum()
         both = (total / seen.rows.clamp_min(1) + column_total / column_count.clamp_min(1)) / 2
         return reduced(both * seen.rows, seen.rows, reduction)
     turned = [matrix if matrix is None else matrix.T for matrix in (lift, gains)]
-    column_total, column_count = _one_direction(logits.T, positive.T, columns.T, *turned)
+    column_total, column_count = _one_direction(logits.T, positive[::-1], columns.T, *turned)
     both = (reduced(total, count, "mean") + reduced(column_total, column_count, "mean")) / 2
     return reduced(both * count, count, reduction)
 
@@ -145,15 +147,15 @@ def infonce_observe(
     """Return what a block of rows shows of the columns' direction."""
     where = check_mask("where", where, labels)
     columns = where if where_columns is None else check_mask("where_columns", where_columns, labels)
-    scores, _mask = check_matrix(scores, labels, where | columns)
+    scores, _mask = check_matrix(scores, labels, where if columns is where else where | columns)
     logits = scores * scale_of(temperature, scale, 1 / TEMPERATURE)
     gains = _gains(labels, grade_weight, positive_from, logits.dtype)
-    rows = _row_weights(positives(labels, where, positive_from), gains).sum()
-    positive = positives(labels, columns, positive_from)
-    lifted, positive, columns = _lifted(
-        logits, positive, columns, _lift(scores, hardness, weights, columns & ~positive)
-    )
-    return ColumnTables.of(lifted, positive, columns, gains, rows)
+    positive = positive_cells(labels, where, positive_from)
+    rows = _row_weights(positive, len(logits), gains).sum()
+    if columns is not where:
+        positive = positive_cells(labels, columns, positive_from)
+    lift = _lift(scores, hardness, weights, columns, positive)
+    return ColumnTables.of(*_lifted(logits, positive, columns, lift), gains, rows)
 
 
 def infonce_count(
@@ -166,35 +168,41 @@ def infonce_count(
 ) -> Tensor:
     """Return the () number of rows with a relevant document, or the sum of their grades."""
     where = check_mask("where", where, labels)
-    positive = positives(labels, where, positive_from)
+    positive = positive_cells(labels, where, positive_from)
     dtype = torch.float64 if labels.dtype == torch.float64 else torch.float32
-    return _row_weights(positive, _gains(labels, grade_weight, positive_from, dtype)).sum()
+    return _row_weights(positive, len(labels), _gains(labels, grade_weight, positive_from, dtype)).sum()
 
 
 def _one_direction(
-    logits: Tensor, positive: Tensor, where: Tensor, lift: Tensor | None, gains: Tensor | None
+    logits: Tensor, positive: Cells, where: Tensor, lift: Tensor | None, gains: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of the rows' weighted losses and the sum of their weights; a row without a positive has none."""
     logits, positive, where = _lifted(logits, positive, where, lift)
-    found = positive.sum(-1, keepdim=True)
-    per_row = _cross_entropy(logits, positive.to(logits.dtype) / found.clamp_min(1), where)
-    row_weights = _row_weights(positive, gains)
-    return (per_row * row_weights).sum(), row_weights.sum()
+    row_weights = _row_weights(positive, len(logits), gains)
+    each = (row_weights.to(logits.dtype) / positive[0].bincount(minlength=len(logits)).clamp_min(1))[positive[0]]
+    return -(each * log_softmax_at(positive, logits, where)).sum(), row_weights.sum()
 
 
-def _lifted(logits: Tensor, positive: Tensor, where: Tensor, lift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def log_softmax_at(cells: Cells, logits: Tensor, where: Tensor) -> Tensor:
+    """Return (cells,) the log softmax of their rows at some valid cells."""
+    return F.log_softmax(fill_masked(logits, where), dim=-1)[cells]
+
+
+def _lifted(logits: Tensor, positive: Cells, where: Tensor, lift: Tensor | None) -> tuple[Tensor, Cells, Tensor]:
     """Return logits with what is added to negatives, and the masks; -inf at a negative of weight 0: as if masked."""
     if lift is None:
         return logits, positive, where
-    where = where & (positive | (lift > -math.inf))
-    return logits + lift.masked_fill(positive | ~where, 0), positive, where
+    lift = lift.index_put(positive, lift.new_zeros(()))
+    where = where & (lift > -math.inf)
+    return logits + lift.masked_fill(~where, 0), positive, where
 
 
-def _row_weights(positive: Tensor, gains: Tensor | None) -> Tensor:
+def _row_weights(positive: Cells, rows: int, gains: Tensor | None) -> Tensor:
     """Return (queries,) the mean grade of a row's positives, 0 without any; without `gains`, whether it has one."""
+    found = positive[0].bincount(minlength=rows)
     if gains is None:
-        return positive.any(-1)
-    return gains.masked_fill(~positive, 0).sum(-1) / positive.sum(-1).clamp_min(1)
+        return found > 0
+    return gains.new_zeros(rows).index_add(0, positive[0], gains[positive]) / found.clamp_min(1)
 
 
 def _gains(labels: Tensor, grade_weight: bool, positive_from: float, dtype: torch.dtype) -> Tensor | None:
@@ -203,7 +211,7 @@ def _gains(labels: Tensor, grade_weight: bool, positive_from: float, dtype: torc
     return labels.to(dtype) / min(positive_from, 1) if grade_weight else None
 
 
-def _lift(scores: Tensor, hardness: float, weights: Tensor | None, negative: Tensor) -> Tensor | None:
+def _lift(scores: Tensor, hardness: float, weights: Tensor | None, where: Tensor, positive: Cells) -> Tensor | None:
     """Return what is added to the negatives' logits, without gradient; None when it is nothing."""
     if not (check_number("hardness", hardness) >= 0):
         raise ValueError(f"hardness must be >= 0, got {hardness}: below, easy negatives would count most")
@@ -212,7 +220,8 @@ def _lift(scores: Tensor, hardness: float, weights: Tensor | None, negative: Ten
         return lift
     if weights.shape != scores.shape or not weights.is_floating_point():
         raise ValueError(f"weights must be float {tuple(scores.shape)}, got {weights.dtype} {tuple(weights.shape)}")
-    bad = negative & ~((weights >= 0) & (weights <= 1))
+    bad = where & ~((weights >= 0) & (weights <= 1))
+    bad[positive] = False
     if bool(bad.any()):
         row, column = bad.nonzero()[0].tolist()
         raise ValueError(f"weights[{row}, {column}] is {weights[row, column].item():g}: weights must be in [0, 1]")
@@ -265,13 +274,14 @@ def decoupled_softmax(
     """
     scores, where = check_matrix(scores, labels, where)
     logits = scores * scale_of(temperature, scale, 1 / TEMPERATURE)
-    positive = positives(labels, where, positive_from)
+    positive = positive_cells(labels, where, positive_from)
     if not scores.shape[1]:  # the logsumexp of no columns is -inf
         return logits.sum()
-    against = torch.logsumexp(fill_masked(logits, where & ~positive), dim=-1, keepdim=True)
-    per_pair = softplus(against - logits.masked_fill(~positive, 0)).masked_fill(~positive, 0)
-    found = positive.sum(-1)
-    return reduced((per_pair.sum(-1) / found.clamp_min(1)).sum(), (found > 0).sum(), reduction)
+    lowest = logits.new_tensor(torch.finfo(logits.dtype).min)
+    against = torch.logsumexp(fill_masked(logits, where).index_put(positive, lowest), dim=-1)
+    found = positive[0].bincount(minlength=len(logits))
+    per_pair = softplus(against.index_select(0, positive[0]) - logits[positive])
+    return reduced((per_pair / found[positive[0]]).sum(), found.count_nonzero(), reduction)
 
 
 def softmax_ce(

@@ -8,11 +8,11 @@ from functools import cache
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rankers.losses.entry import LossEntry, count_positive_rows
 from rankers.losses.inputs import (
+    Cells,
     Number,
     Reduction,
     check_choice,
@@ -22,10 +22,11 @@ from rankers.losses.inputs import (
     check_switch,
     check_whole,
     fill_masked,
-    positives,
+    positive_cells,
     reduced,
     scale_of,
 )
+from rankers.losses.softmax import log_softmax_at
 
 TEMPERATURE = 0.1  # cosines: the published optima are 0.05, 0.1, 0.2 and 0.2
 RATIO = 10.0  # weight_temperature / temperature of every published optimum, about
@@ -73,14 +74,14 @@ def sl(
     """
     scores, where = check_matrix(scores, labels, where)
     logits = scores * scale_of(temperature, scale, 1 / TEMPERATURE)
-    return _summed(logits, positives(labels, where, positive_from), where, None, reduction)
+    return _summed(logits, positive_cells(labels, where, positive_from), where, None, reduction)
 
 
-def _summed(logits: Tensor, positive: Tensor, where: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
-    """Return the weighted sums of the positives' -log softmax, per row; their mean or sum."""
-    log_p = F.log_softmax(fill_masked(logits, where), dim=-1).masked_fill(~positive, 0)
-    per_row = -(log_p if weight is None else weight * log_p).sum(-1)
-    return reduced(per_row.sum(), positive.any(-1).sum(), reduction)
+def _summed(logits: Tensor, positive: Cells, where: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
+    """Return the sum of the positives' -log softmax, each times its weight, per row with a positive or in all."""
+    log_p = log_softmax_at(positive, logits, where)
+    rows = positive[0].bincount(minlength=len(logits)).count_nonzero()
+    return reduced(-(log_p if weight is None else weight * log_p).sum(), rows, reduction)
 
 
 def sl_at_k(
@@ -155,7 +156,7 @@ def sl_at_k(
     _check_settings(k, quantile, beta_rate, corpus_size, detach_weight)
     factor = scale_of(temperature, scale, 1 / TEMPERATURE)
     weight_factor = _weight_factor(weight_temperature, factor)
-    positive = positives(labels, where, positive_from)
+    positive = positive_cells(labels, where, positive_from)
     estimate = None if state is None else check_state(state, STATE, scores)["beta"]
     if beta is not None:
         threshold = _check_beta(beta, scores)
@@ -163,8 +164,7 @@ def sl_at_k(
         threshold = scores.new_zeros(len(scores)) if estimate is None else estimate
     else:
         threshold = _kth_largest(scores, where, k)
-    above = (scores - threshold[:, None]).masked_fill(~positive, 0)
-    weight = torch.sigmoid(above * weight_factor)
+    weight = torch.sigmoid((scores[positive] - threshold[positive[0]]) * weight_factor)
     loss = _summed(scores * factor, positive, where, weight.detach() if detach_weight else weight, reduction)
     if state is None or estimate is None:
         return loss
@@ -206,10 +206,9 @@ def _kth_largest(scores: Tensor, where: Tensor, k: int) -> Tensor:
     """Return (queries,) the k-th largest valid score, the smallest one where fewer are valid; no gradient."""
     if not scores.shape[1]:  # an empty row has no K-th largest score
         return scores.new_zeros(len(scores))
-    best = fill_masked(scores.detach(), where).topk(min(k, scores.shape[1]), dim=-1).values
-    last = where.sum(-1, keepdim=True).clamp(1, best.shape[1]) - 1
-    threshold = best.gather(-1, last).squeeze(-1)
-    return threshold.masked_fill(~where.any(-1), 0)
+    best, places = fill_masked(scores.detach(), where).topk(min(k, scores.shape[1]), dim=-1)
+    valid = where.gather(-1, places).sum(-1, keepdim=True)
+    return best.gather(-1, valid.clamp_min(1) - 1).masked_fill(valid == 0, 0).squeeze(-1)
 
 
 def _check_beta(beta: Tensor, scores: Tensor) -> Tensor:

@@ -156,6 +156,17 @@ def test_the_order_of_queries_and_documents_never_matters(name, settings, matrix
 
 
 @every_loss
+@given(matrices)
+def test_a_mask_that_masks_nothing_is_no_mask(name, settings, matrix):
+    loss = build(name, **settings)
+    scores, labels, _ = tensors(name, matrix)
+    wanted = value_and_gradient(loss, scores, labels)
+    longer = [torch.nn.functional.pad(one, (0, 1)) for one in (scores, labels, torch.ones_like(labels).bool())]
+    value, gradient = value_and_gradient(loss, *longer)  # one masked entry: the masks are applied
+    assert_same((value, gradient[:, :-1]), wanted)
+
+
+@every_loss
 @given(matrices, st.floats(-3, 3))
 def test_a_constant_added_to_scores(name, settings, matrix, shift):
     loss = build(name, **settings)

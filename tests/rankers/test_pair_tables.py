@@ -81,8 +81,12 @@ def test_scores_that_no_grid_holds_are_refused_and_broken_ones_are_nan(monkeypat
 def test_tables_of_blocks_join_to_the_tables_of_all(sizes, seed):
     generator = torch.Generator().manual_seed(seed)
     parts = [(torch.randn(n, generator=generator) * 3, torch.randn(4 * n, generator=generator) * 3) for n in sizes]
+
+    def tables(relevant, irrelevant):
+        return pair_tables.PairTables.of(relevant, irrelevant, torch.ones_like(irrelevant, dtype=torch.bool))
+
     relevant, irrelevant = (torch.cat(side) for side in zip(*parts, strict=True))
-    whole = pair_tables.PairTables.of(relevant, irrelevant)
-    joined = functools.reduce(pair_tables.PairTables.joined, [pair_tables.PairTables.of(*part) for part in parts])
-    torch.testing.assert_close(joined.above(irrelevant), whole.above(irrelevant))
-    torch.testing.assert_close(joined.below(relevant), whole.below(relevant))
+    whole = tables(relevant, irrelevant)
+    joined = functools.reduce(pair_tables.PairTables.joined, [tables(*part) for part in parts])
+    torch.testing.assert_close(joined.pushes(irrelevant), whole.pushes(irrelevant))
+    torch.testing.assert_close(joined.pulls(relevant), whole.pulls(relevant))

@@ -16,7 +16,7 @@ from retrieval.cells import CellTargets
 from retrieval.collection import Collection
 from retrieval.encoder import Encoder
 from retrieval.rows import TrainingRow
-from retrieval.steps import TokenizedBatch, backward, embed, steps_ahead, steps_per_epoch
+from retrieval.steps import BlockTargets, TokenizedBatch, backward, embed, steps_ahead, steps_per_epoch
 
 TEMPERATURE = 0.5
 
@@ -315,3 +315,15 @@ def test_only_one_step_is_made_ahead(batcher):
     next(steps)
     steps.close()
     assert len(made) <= 2 * 2
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5), st.integers(0, 100))
+def test_columns_have_a_mask_of_their_own_only_where_queries_repeat(rows, documents, queries, seed):
+    generator = np.random.default_rng(seed)
+    labels = (generator.random((rows, documents)) < 0.3).astype(np.float32)
+    where = generator.random(labels.shape) < 0.8
+    targets = CellTargets.of(labels, where, generator.permutation(max(rows, queries))[:rows] % queries)
+    part = BlockTargets(targets, torch.device("cpu"), symmetric=True).rows(0, rows)
+    columns = part.at_call.get("where_columns", part.where)
+    np.testing.assert_array_equal(columns, targets.where_columns(0, rows))
+    assert targets.repeats_queries == ("where_columns" in part.at_call)
