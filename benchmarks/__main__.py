@@ -14,7 +14,21 @@ from benchmarks.grid import run_grid
 from indexes.storage import StorageError
 from retrieval.errors import InputError
 
-NAMES = ("scifact", "medquad", "cystic_fibrosis", "pydocs", "heads", "speed", "blind_spot", "large_batches")
+NAMES = (
+    "scifact",
+    "medquad",
+    "cystic_fibrosis",
+    "pydocs",
+    "heads",
+    "rerankers",
+    "distillation",
+    "ltr",
+    "tournaments",
+    "speed",
+    "reranker_speed",
+    "blind_spot",
+    "large_batches",
+)
 EXAMPLES = """examples:
   python -m benchmarks                          everything; finished cells are skipped
   python -m benchmarks scifact --budget-minutes 60

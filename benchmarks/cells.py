@@ -248,4 +248,13 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "bf16": sorted({"amx_bf16", "avx512_bf16"} & cpu_flags()),
         "load": round(os.getloadavg()[0], 1),
+        **_accelerator(),
     }
+
+
+@cache
+def _accelerator() -> dict[str, str]:
+    """Return what besides the processor computes here."""
+    import torch
+
+    return {"accelerator": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}

@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retrieval.bm25 import BM25Searcher
     from retrieval.collection import Collection
+    from retrieval.cross_encoder import CrossEncoder
     from retrieval.encoder import Encoder
     from retrieval.errors import InputError
     from retrieval.evaluation import Estimate, evaluate
+    from retrieval.feature_ranker import FeatureRanker
+    from retrieval.fusion import fuse
+    from retrieval.labelling import label
+    from retrieval.ltr_config import LtrConfig
+    from retrieval.ltr_training import train_ltr
+    from retrieval.pairwise_reranker import PairwiseReranker
+    from retrieval.pipeline import Hybrid, Pipeline
+    from retrieval.reranker_config import RerankerConfig
+    from retrieval.reranker_training import train_reranker
+    from retrieval.reranking import load_reranker, rerank
     from retrieval.search import Hit, Searcher, build_index
     from retrieval.sentence_transformers_losses import CrossEncoderLoss, SentenceTransformerLoss
     from retrieval.train_config import TrainConfig
@@ -23,38 +34,64 @@ if TYPE_CHECKING:
 __all__ = [
     "BM25Searcher",
     "Collection",
+    "CrossEncoder",
     "CrossEncoderLoss",
     "Encoder",
     "Estimate",
+    "FeatureRanker",
     "Hit",
+    "Hybrid",
     "InputError",
+    "LtrConfig",
+    "PairwiseReranker",
+    "Pipeline",
+    "RerankerConfig",
     "Searcher",
     "SentenceTransformerLoss",
     "TrainConfig",
     "build_index",
     "evaluate",
+    "fuse",
+    "label",
+    "load_reranker",
     "read_qrels",
     "read_run",
+    "rerank",
     "train",
+    "train_ltr",
+    "train_reranker",
     "write_run",
 ]
 
 _HOME = {
     "BM25Searcher": "bm25",
     "Collection": "collection",
+    "CrossEncoder": "cross_encoder",
     "CrossEncoderLoss": "sentence_transformers_losses",
     "Encoder": "encoder",
     "Estimate": "evaluation",
+    "FeatureRanker": "feature_ranker",
     "Hit": "search",
+    "Hybrid": "pipeline",
     "InputError": "errors",
+    "LtrConfig": "ltr_config",
+    "PairwiseReranker": "pairwise_reranker",
+    "Pipeline": "pipeline",
+    "RerankerConfig": "reranker_config",
     "Searcher": "search",
     "SentenceTransformerLoss": "sentence_transformers_losses",
     "TrainConfig": "train_config",
     "build_index": "search",
     "evaluate": "evaluation",
+    "fuse": "fusion",
+    "label": "labelling",
+    "load_reranker": "reranking",
     "read_qrels": "trec",
     "read_run": "trec",
+    "rerank": "reranking",
     "train": "training",
+    "train_ltr": "ltr_training",
+    "train_reranker": "reranker_training",
     "write_run": "trec",
 }
 

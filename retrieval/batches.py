@@ -224,8 +224,8 @@ class Batcher:
         graded = zip(positive_documents(row), positive_grades(row), strict=True)
         positives = [document for document, grade in graded if grade >= self.rule.positive_from]
         return (
-            _some(positives, self.num_positives, random),
-            _some(negative_documents(row), self.num_negatives, random),
+            draw_some(positives, self.num_positives, random),
+            draw_some(negative_documents(row), self.num_negatives, random),
         )
 
     def _columns(
@@ -293,7 +293,7 @@ def _cells(rows: Sequence[Iterable[int]]) -> Cells:
     return Cells(places[:, 0], places[:, 1])
 
 
-def _some(documents: list[Document], count: int, random: np.random.Generator) -> list[Document]:
+def draw_some(documents: Sequence[Document], count: int, random: np.random.Generator) -> list[Document]:
     """Draw `count` documents without replacement, in the order drawn; all of them where there are no more."""
     return [documents[i] for i in random.permutation(len(documents))[:count]]
 

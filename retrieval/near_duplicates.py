@@ -54,6 +54,17 @@ def near_duplicate_groups(texts: Sequence[str], *, threshold: float = 0.8, shing
     return [groups.find(row) for row in range(len(texts))]
 
 
+def groups_by_pairs(texts: Sequence[str], *, threshold: float = 0.8, shingle: int = 3) -> list[int]:
+    """Return what `near_duplicate_groups` does, by comparing all pairs: for short lists."""
+    groups = Groups(len(texts))
+    sets = [shingles(text, shingle) for text in texts]
+    for row, own in enumerate(sets):
+        for other in range(row):
+            if own and jaccard(own, sets[other]) >= threshold:
+                groups.join(row, other)
+    return [groups.find(row) for row in range(len(texts))]
+
+
 def shingles(text: str, size: int) -> set[tuple[str, ...]]:
     """Return the set of runs of `size` words of `text`; a shorter text is one run, an empty one none."""
     words = re.findall(r"\w+", text.casefold())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from retrieval.encoder import Encoder
 from retrieval.errors import InputError
+from retrieval.loop_config import LoopConfig
 from retrieval.optimizer import perturbed
 from retrieval.steps import TokenizedBatch, backward
 from retrieval.train_config import TrainConfig
@@ -19,12 +20,25 @@ if TYPE_CHECKING:
     from rankers.losses import LossSum, RankingLoss
 
 
-def build_loss(config: TrainConfig) -> RankingLoss | LossSum:
-    """Build the loss that the settings name, or say which setting is wrong."""
+def build_loss(config: LoopConfig, *, bounded: bool = True) -> RankingLoss | LossSum:
+    """Build the loss that the settings name, or say which setting is wrong.
+
+    Args:
+        config: the settings.
+        bounded: whether scores are bounded as cosines are, for which the losses' own temperatures are meant. If not,
+            every loss whose settings name neither temperature nor scale divides by 1.
+
+    """
     from rankers.losses import build_expression
 
+    settings = dict(config.loss_settings)
     try:
-        return build_expression(config.loss, config.loss_settings)
+        loss = build_expression(config.loss, settings)
+        for term in () if bounded else loss.terms:
+            names = ("temperature", "scale")
+            if not {*names, *(f"{term.name}.{name}" for name in names)} & settings.keys():
+                settings[f"{term.name}.{'scale' if 'scale' in term.entry.defaults else 'temperature'}"] = 1.0
+        return loss if bounded else build_expression(config.loss, settings)
     except (ValueError, TypeError) as error:
         raise InputError(f"loss: {error}") from error
 

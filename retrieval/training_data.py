@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from retrieval.batches import ANY_GRADE, Judgements, LabelRule, collect_judgements
 from retrieval.collection import Collection
 from retrieval.errors import InputError
+from retrieval.reranker_config import RerankerConfig
 from retrieval.rows import TrainingRow, read_rows, rows_from_qrels
 from retrieval.splits import carve_dev
 from retrieval.train_config import TrainConfig
@@ -65,7 +66,7 @@ class TrainingData:
         return digest.hexdigest()
 
 
-def load_training_data(config: TrainConfig) -> TrainingData:
+def load_training_data(config: TrainConfig | RerankerConfig) -> TrainingData:
     """Read collection, rows and dev split as the settings say.
 
     A collection without the dev split gets one carved from its training queries (a fifth, by the hash of the query
@@ -110,7 +111,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     )
 
 
-def _is_named(config: TrainConfig, setting: str) -> bool:
+def _is_named(config: TrainConfig | RerankerConfig, setting: str) -> bool:
     """Whether a setting differs from its default."""
     return any(f.name == setting and f.default != getattr(config, setting) for f in fields(config))
 
@@ -133,7 +134,7 @@ def _carve(qrels: Qrels, queries: Mapping[str, str]) -> tuple[Qrels, Qrels]:
     return kept, carved
 
 
-def _rows(config: TrainConfig, collection: Collection) -> list[TrainingRow]:
+def _rows(config: TrainConfig | RerankerConfig, collection: Collection) -> list[TrainingRow]:
     if not config.rows:
         return rows_from_qrels(collection, split=config.train_split)
     rows: list[TrainingRow] = []

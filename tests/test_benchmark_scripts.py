@@ -9,11 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import cystic_fibrosis, medquad, pydocs, quality, scifact, side_by_side, speed, tables
+from benchmarks import (
+    cystic_fibrosis,
+    ltr,
+    medquad,
+    pydocs,
+    quality,
+    reranker_speed,
+    rerankers,
+    scifact,
+    side_by_side,
+    speed,
+    tables,
+)
 from benchmarks.__main__ import NAMES
 from benchmarks.cells import Options, Results, code_hash
 from benchmarks.tables import Row
 from retrieval.errors import InputError
+from retrieval.objective import build_loss
+from retrieval.reranker_config import RerankerConfig
 from retrieval.train_config import TrainConfig
 
 
@@ -33,13 +47,8 @@ class Answers(Results):
         settings = cell.settings
         if not self.finished(settings):
             return None
-        if name == "speed":
-            return {"values": speed_values(settings), "machine": MACHINE, "versions": {"torch": "2.13.0"}}
-        if name == "large_batches":
-            return {"values": {"mib": 100.0, "seconds": [[1.0, 2.0]] if settings["stage"] == "turns" else [0.5]}}
-        if name == "blind_spot":
-            point = {"low": 0.4, "high": 0.6, "infonce": [3.0], "mw": [0.5], "auc": [0.5]}
-            return {"values": {"points": [{"width": 0.0, **point}], "queries": 2, "pairs": [2, 20]}}
+        if name in MADE_UP:
+            return {"values": MADE_UP[name](settings), "machine": MACHINE, "versions": {"torch": "2.13.0"}}
         queries = [f"q{i}" for i in range(5)] if "fold" not in settings else [f"q{settings['fold']}"]
         value = self.score(settings)
         values = {
@@ -56,11 +65,88 @@ class Answers(Results):
 MACHINE = {"cpu": "a processor", "cores": 2, "bf16": ["amx_bf16"], "load": 0.5}
 
 
+def measured(value=0.5):
+    return {
+        "mean": {"nDCG@10": value, "RR@10": value},
+        "per_query": {measure: {"q1": value, "q2": value} for measure in ("nDCG@10", "RR@10")},
+    }
+
+
+def large_batches_values(settings):
+    return {"mib": 100.0, "seconds": [[1.0, 2.0]] if settings["stage"] == "turns" else [0.5]}
+
+
+def blind_spot_values(settings):
+    point = {"low": 0.4, "high": 0.6, "infonce": [3.0], "mw": [0.5], "auc": [0.5]}
+    return {"points": [{"width": 0.0, **point}], "queries": 2, "pairs": [2, 20]}
+
+
+def heads_values(settings):
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.6, "seeds": [0.5, 0.5, 0.5]}
+    one = {
+        "measures": dict.fromkeys(settings["bench"].get("measures", ("nDCG@10", "RR@10", "R@100")), estimate),
+        "auc": estimate,
+        "ece": estimate,
+        "fitted_on_dev": True,
+        "dev": 0.5,
+        "seconds": 1.0,
+        "chosen": {"": "lr=0.003"},
+    }
+    other = one | {"difference": {"value": 0.1, "low": 0.0, "high": 0.2, "p": 0.01}}
+    start = other | {"ece": None, "dev": None, "seconds": None, "chosen": {}}
+    return {"methods": {"untrained": start, "infonce": one, "mw": other}, "queries": 2, "baseline": "infonce"}
+
+
+def ltr_values(settings):
+    seeds = [{"per_query": {name: {"q1": 0.5, "q2": 0.6} for name in ltr.MEASURES}} for _ in range(ltr.SEEDS)]
+    return {"seeds": seeds, "chosen": [{**settings["trials"][0], "dev": 0.5}]}
+
+
+def rerankers_values(settings):
+    if settings["stage"] == "first stage":
+        return {name: measured() for name in ("BM25", "untrained", "pool")} | {"documents_per_query": 85.0}
+    return {target: measured() for target in settings["targets"]}
+
+
+def distillation_values(settings):
+    return measured() if settings["method"] == "untrained" else {name: measured() for name in settings["recipes"]}
+
+
+def tournaments_values(settings):
+    if settings["method"] == "binomial":
+        row = {"n": 32, "both_orders": False, "accuracy": 0.75, "predicted": 0.24, "won": 240}
+        return {"rows": [row]}
+    shown = {"ndcg": 0.5, "first": 0.5, "tau": 0.1, "told": 0.6, "true": 0.5}
+    intervals = {"ndcg_interval": [0.4, 0.6], "first_interval": [0.4, 0.6]}
+    point = {"line": "sort, top 10", "arm": {"strategy": "sort"}, "calls": 9.0, **shown, **intervals}
+    return {"points": [point], "queries": 2}
+
+
+def reranker_speed_values(settings):
+    rates = {reranker_speed.OURS: [50.0], reranker_speed.DEFAULT: [20.0], reranker_speed.BF16: [40.0]}
+    return {"rates": rates, "lowest_correlation": {reranker_speed.OURS: 0.9999}}
+
+
 def speed_values(settings):
     if settings["method"] == "profile":
         return {"milliseconds": {"ours": dict.fromkeys(speed.PHASES, 10.0), "none": dict.fromkeys(speed.PHASES, 5.0)}}
     rates = {speed.OURS: [40.0, 60.0, 50.0], speed.DEFAULT: [20.0, 20.0, 20.0], speed.BF16: [40.0, 30.0, 50.0]}
     return {"rates": rates, "lowest_cosine": {speed.OURS: 0.99994}}
+
+
+# What a finished cell would hold, of the scripts whose cells are not those of `quality`.
+MADE_UP = {
+    "blind_spot": blind_spot_values,
+    "distillation": distillation_values,
+    "heads": heads_values,
+    "large_batches": large_batches_values,
+    "reranker_speed": reranker_speed_values,
+    "ltr": ltr_values,
+    "rerankers": rerankers_values,
+    "speed": speed_values,
+    "tournaments": tournaments_values,
+}
+LONG = {"rerankers": 16, "distillation": 3}  # hours on two cores; on a large GPU minutes
 
 
 def experiments():
@@ -73,8 +159,6 @@ def experiments():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("tiny", [False, True])
 def test_every_cell_is_sound(name, tiny, options):
-    from retrieval.training import build_loss
-
     options = Options(shared=options.shared, results=options.results, build=options.build, tiny=tiny)
     experiment = import_module(f"benchmarks.{name}").EXPERIMENT
     assert experiment.name == name
@@ -89,7 +173,7 @@ def test_every_cell_is_sound(name, tiny, options):
         assert len(code_hash(cell.sources)) == 16  # every source exists
         assert cell.seconds > 0
         assert cell.label
-        if "train" in cell.settings:  # every setting exists and the loss takes its own
+        if "train" in cell.settings and name != "rerankers":  # every setting exists and the loss takes its own
             config = TrainConfig.from_dict({**cell.settings["train"], "model": "m", "data": "d", "out": "o"})
             build_loss(config)
             assert config.eval_strategy == "no"
@@ -100,7 +184,27 @@ def test_every_cell_is_sound(name, tiny, options):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_grid_takes_more_than_ninety_minutes(name, options):
     cells = import_module(f"benchmarks.{name}").EXPERIMENT.plan(options, Answers()).cells
-    assert sum(cell.seconds for cell in cells) < 90 * 60
+    assert sum(cell.seconds for cell in cells) < LONG.get(name, 1.5) * 3_600
+
+
+def test_every_setting_of_a_reranker_exists(options):
+    for cell in rerankers.plan(options, Answers()).cells:
+        if "train" in cell.settings:
+            config = RerankerConfig.from_dict({**cell.settings["train"], "model": "m", "data": "d", "out": "o"})
+            build_loss(config, bounded=False)
+            assert (config.eval_strategy, config.num_negatives) == ("no", 7)
+            assert "retrieval/reranker_training.py" in cell.sources
+
+
+def test_a_rerankers_rate_is_the_best_on_dev(options):
+    def score(settings):
+        return 0.7 if settings["train"]["learning_rate"] == 5e-5 else 0.6
+
+    class Dev(Answers):
+        def values(self, name, cell):
+            return {cell.settings["data"]: {"mean": {"nDCG@10": score(cell.settings)}}}
+
+    assert rerankers.best_rates("scifact", options, Dev()) == dict.fromkeys(rerankers.METHODS, 5e-5)
 
 
 def test_scifact_gives_every_loss_the_same_trials(options):
@@ -196,7 +300,7 @@ def test_every_table_can_be_printed(name, options):
     text = import_module(f"benchmarks.{name}").EXPERIMENT.table(options, Answers())
     assert text.startswith("### ")
     assert "| " in text
-    assert f"Made with `python -m benchmarks {name}`" in text or name == "cystic_fibrosis"
+    assert f"Made with `python -m benchmarks {name}`" in text or name in ("cystic_fibrosis", "distillation")
     assert "Not finished" not in text
     assert "nan" not in text
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]

@@ -26,14 +26,21 @@ VERBS: dict[str, str] = {
     "data": "read a collection or training rows, count everything, report every defect",
     "convert": "turn qrels, runs, rows and collections from one format into another",
     "train": "train a dual encoder",
+    "train-reranker": "train a cross-encoder or a Set-Encoder on lists of documents",
+    "train-ltr": "train a ranker on features: a network or LightGBM's trees",
     "encode": "write the embeddings of a collection's documents or queries",
     "index": "build a FAISS index",
     "search": "search an index or BM25, by hand or for a whole split",
+    "rerank": "score the best documents of a run again with a reranker",
+    "fuse": "make one run of several, by ranks or by scores",
+    "features": "write features of a run for learning to rank",
+    "label": "turn a reranker's scores over a run into training rows for a dual encoder",
     "evaluate": "measure a run against qrels, with intervals",
     "losses": "list the losses: labels, use, cost, paper; or tell one in full",
     "selftest": "prove that large-batch training gives the plain gradient, on your model, data and loss",
     "bench-losses": "find out which loss helps on your data",
 }
+RESUMABLE = ("train", "train-reranker", "train-ltr", "encode", "rerank", "bench-losses")
 
 OK, FAILED, USAGE = 0, 1, 2
 
@@ -173,7 +180,7 @@ def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _interrupted(arguments: Sequence[str], number: signal.Signals) -> int:
-    resumable = bool(arguments) and arguments[0] in ("train", "encode", "bench-losses") and "--resume" not in arguments
+    resumable = arguments[:1] and arguments[0] in RESUMABLE and "--resume" not in arguments
     how = "--resume instead of --overwrite" if "--overwrite" in arguments else "the same command and --resume"
     hint = f"; go on with {how}" if resumable else ""
     print(f"\nstopped by {number.name}; every file written is whole{hint}", file=sys.stderr)

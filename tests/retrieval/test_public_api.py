@@ -33,6 +33,8 @@ NEED_TORCH = (
         "retrieval.loss_bench",
         "retrieval.selftest",
     ),
+    *("rankers.pair_scorer", "rankers.set_encoder", "rankers.feature_scorers"),
+    *("retrieval.cross_encoder_models", "retrieval.list_gradients", "retrieval.reranker_training"),
 )
 PRINT_MODULES = "import json; print(json.dumps([name for name in sys.modules if '.' not in name]))"
 
