@@ -5,7 +5,7 @@ scores their pools; `label` makes rows of the scores; MiniLM-L6 is trained on th
 beforehand, and by InfoNCE on the judgements alone, all with 1 + 7 documents of each query and one epoch; each student
 searches all 15,809 documents for the 300 test queries.
 
-About 2.5 hours on two cores with bf16, 5 minutes on a large GPU.
+About 2.5 hours on two cores with bf16.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def plan(options: Options, results: Results) -> Plan:
     search = quality.lengths(32, 128, tiny=options.tiny)
     settings = {"data": "medquad_small", "split": "test", "method": "untrained", "measures": list(MEASURES)}
     cells = [Cell(settings={**settings, "search": search}, seconds=90, sources=quality.ENCODING)]
-    rates = rerankers.best_rates("medquad", options, results)
+    rates = rerankers.best_rates(options, results)
     if rates is None:
         return Plan(cells, later=SEEDS * 3_000.0, waiting="the trials of rerankers")
     for seed in range(quality.seeds(SEEDS, options)):
@@ -68,7 +68,7 @@ def plan(options: Options, results: Results) -> Plan:
             "data": "medquad_small",
             "method": "students",
             "seed": seed,
-            "teacher": rerankers.train_settings("listwise", rates["listwise"], options),
+            "teacher": rerankers.train_settings("listwise", rates["listwise"], "medquad", options),
             "recipes": RECIPES,
             "train": quality.frozen(dict(TRAIN), tiny=options.tiny),
             "search": search,
