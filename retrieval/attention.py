@@ -25,17 +25,23 @@ def set_attention(model: SentenceTransformer, *, training: bool) -> None:
     Models that fix their attention (MPNet) or whose attention is more than a softmax of q kᵀ (T5, Gemma 2) keep theirs.
     """
     transformer: Any = getattr(model[0], "auto_model", None)
-    if model.device.type != "cpu" or not getattr(transformer, "_supports_attention_backend", False):
-        return
+    if (name := attention_for(transformer, model.device, training=training)) is not None:
+        with contextlib.suppress(ValueError, ImportError, AttributeError):  # an architecture with one kind only
+            transformer.set_attn_implementation(name)
+
+
+def attention_for(transformer: Any, device: torch.device, *, training: bool) -> str | None:
+    """Return the name, in transformers, of the attention that suits a model there; None where it keeps its own."""
+    if device.type != "cpu" or not getattr(transformer, "_supports_attention_backend", False):
+        return None
     if getattr(transformer.config, "attn_logit_softcapping", None) is not None:
-        return
+        return None
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
     AttentionInterface.register(_NAME, plain_attention)
     AttentionMaskInterface.register(_NAME, eager_mask)
-    with contextlib.suppress(ValueError, ImportError, AttributeError):  # an architecture with one kind only
-        transformer.set_attn_implementation(_NAME if training else "sdpa")
+    return _NAME if training else "sdpa"
 
 
 def plain_attention(

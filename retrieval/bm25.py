@@ -37,12 +37,15 @@ class BM25Searcher:
     A term is a word of two or more letters, digits or underscores, in lower case, no English stop word, stemmed
     by the English Snowball stemmer. Scores are sums of float32.
 
+    Attributes:
+        corpus: the documents.
+
     Source: Robertson and Zaragoza 2009, The Probabilistic Relevance Framework, eq. 3.15, without its constant
     factor k1 + 1; the idf is Lucene's, which is never negative.
     """
 
     def __init__(self, index: Any, vocabulary: dict[str, int], corpus: Corpus) -> None:
-        self._index, self._vocabulary, self._corpus = index, vocabulary, corpus
+        self._index, self._vocabulary, self.corpus = index, vocabulary, corpus
         self._stem = _stemmer()
 
     @classmethod
@@ -102,18 +105,23 @@ class BM25Searcher:
             raise InputError(f"k must be at least 1, got {k}")
         return self._top(text, k)
 
-    def _top(self, text: str, k: int) -> list[tuple[str, float]]:
+    def scores(self, text: str) -> NDArray[np.float32]:
+        """Return the (documents,) scores of all documents, in the order of the corpus; 0 where no term is shared."""
         stems = map(self._stem, _words(text))
         terms = [self._vocabulary[stem] for stem in stems if stem in self._vocabulary]
         if not terms:
-            return []
-        scores: NDArray[np.float32] = self._index.get_scores(terms)
+            return np.zeros(len(self.corpus), dtype=np.float32)
+        found: NDArray[np.float32] = self._index.get_scores(terms)
+        return found
+
+    def _top(self, text: str, k: int) -> list[tuple[str, float]]:
+        scores = self.scores(text)
         rows = np.flatnonzero(scores)
         if len(rows) > k:
             # Everything that equals the k-th score stays in, so that ids can settle the tie.
             kth = np.partition(scores[rows], -k)[-k]
             rows = rows[scores[rows] >= kth]
-        ids = self._corpus.ids
+        ids = self.corpus.ids
         return ranked({ids[row]: float(scores[row]) for row in rows.tolist()})[:k]
 
 

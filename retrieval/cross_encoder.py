@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -134,10 +133,9 @@ class CrossEncoder:
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that decides the scores, and what is needed to load this reranker again."""
         config = self.model.transformer.config
-        hashed: Any = SimpleNamespace(state_dict=self.model.state_dict, tokenizer=self.pairs.tokenizer)
         return {
             "source": self.source,
-            "weights_sha256": weights_sha256(hashed),
+            "weights_sha256": weights_sha256(self.model, self.pairs.tokenizer),
             "architecture": self.model.architecture,
             **self.model.settings(),
             "type": config.model_type,

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from indexes.storage import publish_plain, writing
 from rankers.pair_scorer import ClassifierScorer, EncoderDecoderScorer, EncoderScorer, PairScorer, PairwiseScorer
 from rankers.set_encoder import SetScorer
-from retrieval.attention import plain_attention
+from retrieval.attention import attention_for
 from retrieval.errors import InputError, did_you_mean
-from retrieval.models import _from_hub, _loading_quietly, refuse_unsafe
+from retrieval.models import from_hub, loading_quietly, refuse_unsafe
 from retrieval.pair_tokens import INTERACTION_TOKEN
 
 ARCHITECTURES = ("classifier", "set", "pairwise", "encoder", "encoder_decoder")
@@ -30,7 +30,6 @@ SCORE_TOKEN = "<extra_id_10>"  # RankT5's
 # Encoder-decoder models whose encoder alone can be had, and whose texts are marked "Query:" and "Document:".
 _T5_TYPES = ("t5", "mt5", "umt5", "longt5")
 _HEAD_FILE = "head.safetensors"
-_PLAIN = "rankwright_plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +68,12 @@ def load_scorer(
     path = Path(source)
     if path.is_file():
         raise InputError("is a table of word vectors; a reranker needs a transformer", path=path)
-    folder = _transformer_folder(path if path.exists() else _from_hub(source))
+    folder = _transformer_folder(path if path.exists() else from_hub(source))
     config = _read_config(folder)
     settings = config.get("rankwright", {})
     chosen = _choose(architecture, config, folder)
     try:
-        with _loading_quietly(), torch.random.fork_rng(devices=[]):
+        with loading_quietly(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             scorer, tokenizer = _build(chosen, folder, {"pooling": pooling} | settings)
     except InputError:
@@ -103,7 +102,7 @@ def save_scorer(scorer: PairScorer, tokenizer: Any, folder: Path, *, settings: d
     config.rankwright = {"architecture": scorer.architecture, **settings, **scorer.settings()}
     if isinstance(scorer, ClassifierScorer):
         config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
-    with publish_plain(folder) as temporary, _loading_quietly():
+    with publish_plain(folder) as temporary, loading_quietly():
         scorer.transformer.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         if isinstance(scorer, EncoderScorer):
@@ -119,19 +118,12 @@ def choose_attention(scorer: PairScorer, *, training: bool) -> None:
     Models that fix their attention (MPNet) or whose attention is more than a softmax of q kᵀ (T5) keep theirs.
     """
     transformer: Any = scorer.transformer
-    if transformer.device.type != "cpu" or not getattr(transformer, "_supports_attention_backend", False):
-        return
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, eager_mask
-
-    AttentionInterface.register(_PLAIN, plain_attention)
-    AttentionMaskInterface.register(_PLAIN, eager_mask)
-    name = _PLAIN if training else "sdpa"
-    if isinstance(scorer, SetScorer):
+    name = attention_for(transformer, transformer.device, training=training)
+    if name is not None and isinstance(scorer, SetScorer):
         scorer.use_attention(name)
-        return
-    with contextlib.suppress(ValueError, ImportError, AttributeError):  # an architecture with one kind only
-        transformer.set_attn_implementation(name)
+    elif name is not None:
+        with contextlib.suppress(ValueError, ImportError, AttributeError):  # an architecture with one kind only
+            transformer.set_attn_implementation(name)
 
 
 def _transformer_folder(folder: Path) -> Path:

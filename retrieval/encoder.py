@@ -127,7 +127,7 @@ class Encoder:
         """Return everything that decides the vectors, and what is needed to load this encoder again."""
         return {
             "source": self.source,
-            "weights_sha256": weights_sha256(self.model),
+            "weights_sha256": weights_sha256(self.model, self.model.tokenizer),
             "modules": [_description(module) for module in self.model],
             "dim": self.dim,
             "similarity": self.model.similarity_fn_name,
@@ -323,7 +323,7 @@ def _side(model: SentenceTransformer, name: str, prompt: str | None, max_length:
     if prompt is None:
         names = (name,) if name == "query" else (name, "passage", "corpus")
         prompt = next(filter(None, map(model.prompts.get, names)), "")
-    positions = _positions(model[0])
+    positions = positions_of(model[0])
     if max_length is None:
         own = getattr(model[0], f"{name}_length", None) or model.max_seq_length
         limits = [limit for limit in (own, positions) if limit is not None]
@@ -337,7 +337,7 @@ def _side(model: SentenceTransformer, name: str, prompt: str | None, max_length:
     return Side(prompt, max_length)
 
 
-def _positions(first: Any) -> int | None:
+def positions_of(first: Any) -> int | None:
     """Return how many tokens a model has positions for, or None where there is no end to them.
 
     In RoBERTa and its kin the first positions stand for padding, so the longest text is shorter than the table.

@@ -116,10 +116,9 @@ class FeatureExtractor:
         found: list[NDArray[np.float32]] = []
         for query_id, scores in progress(candidates.items(), total=len(candidates), unit="lists", label="features"):
             query = queries[query_id]
-            bm25 = dict(self._bm25.search(query, len(self.corpus))) if scores else {}
-            words = _words(query)
+            bm25, words = self._bm25.scores(query), _words(query)
             rows = [
-                [rank, score, bm25.get(doc_id, 0.0), *_lengths_and_shares(words, self._document(doc_id))]
+                [rank, score, bm25[self.corpus.row(doc_id)], *_lengths_and_shares(words, self._document(doc_id))]
                 for rank, (doc_id, score) in enumerate(scores.items(), start=1)
             ]
             found.append(np.array(rows, dtype=np.float32).reshape(len(rows), 9))

@@ -124,18 +124,9 @@ def build_ltr_loss(config: LtrConfig) -> RankingLoss | LossSum:
         InputError: an unknown loss or setting, or a loss that does not fit lists of documents.
 
     """
-    from rankers.losses import build_expression
+    from retrieval.objective import build_loss
 
-    try:
-        loss = build_expression(config.loss, config.loss_settings)
-        given = {key if "." in key else f"{loss.terms[0].name}.{key}" for key in config.loss_settings}
-        settings = dict(config.loss_settings)
-        for term in loss.terms:
-            if not given & {f"{term.name}.temperature", f"{term.name}.scale"}:
-                settings[f"{term.name}.{'scale' if 'scale' in term.entry.defaults else 'temperature'}"] = 1.0
-        loss = build_expression(config.loss, settings)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"loss: {error}") from error
+    loss = build_loss(config, bounded=False)
     for term in loss.terms:
         if not term.entry.several_positives:
             raise InputError(f"loss: {term.name} takes one relevant document in a list; softmax_ce takes several")

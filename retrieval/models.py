@@ -101,11 +101,11 @@ def load_model(source: str, device: torch.device, pooling: str | None = None) ->
         raise InputError(f"unknown pooling {pooling!r}; wanted one of {', '.join(POOLING)}")
     path = Path(source)
     if not path.exists():
-        path = _from_hub(source)
+        path = from_hub(source)
     if path.is_dir():
         refuse_unsafe(path)
     try:
-        with _loading_quietly() as missing:
+        with loading_quietly() as missing:
             model = _load(path, device, pooling)
     except InputError:
         raise
@@ -119,7 +119,7 @@ def load_model(source: str, device: torch.device, pooling: str | None = None) ->
     return _normalising(model.float())
 
 
-def _from_hub(name: str) -> Path:
+def from_hub(name: str) -> Path:
     """Fetch a model, or find it in the hub's cache: one request, where loading by name would repeat many for a minute.
 
     A name without a slash is sentence-transformers' own, as in that library, or one of the hub's oldest models.
@@ -188,7 +188,7 @@ def _static(weights: Path, device: torch.device) -> SentenceTransformer:
 
 
 @contextmanager
-def _loading_quietly() -> Iterator[list[str]]:
+def loading_quietly() -> Iterator[list[str]]:
     """Keep transformers' bar and tables off the terminal; yield the weights that its report calls missing.
 
     It would go on with random numbers in their place. Poolers are left out: no sentence embedding uses them.
@@ -262,7 +262,7 @@ def _refuse_unsupported(model: SentenceTransformer, path: Path) -> None:
         raise InputError(f"has a tokenizer of {words} words for {rows} word vectors; are its files missing?", path=path)
 
 
-def weights_sha256(model: SentenceTransformer) -> str:
+def weights_sha256(model: torch.nn.Module, tokenizer: Any) -> str:
     """Return one hash over the bytes of every weight, the tokenizer's vocabulary, and what it does to a text.
 
     Names of weights and the tokenizer's file format are left out: they change with the versions of the libraries,
@@ -270,15 +270,14 @@ def weights_sha256(model: SentenceTransformer) -> str:
     """
     tensors = (tensor.detach().cpu() for tensor in model.state_dict().values() if tensor.is_floating_point())
     hashes = sorted(hashlib.sha256(f"{tuple(t.shape)}".encode() + t.numpy().tobytes()).hexdigest() for t in tensors)
-    return hashlib.sha256(json.dumps([hashes, _tokenizer_state(model)]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([hashes, _tokenizer_state(tokenizer)]).encode()).hexdigest()
 
 
-def _tokenizer_state(model: SentenceTransformer) -> list[Any]:
-    tokenizer = model.tokenizer
+def _tokenizer_state(tokenizer: Any) -> list[Any]:
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     rules = json.loads(backend.to_str())["model"] if hasattr(backend, "to_str") else {}
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in rules.get("merges", [])]
-    ids = tokenizer(_PROBE)["input_ids"] if callable(tokenizer) else tokenizer.encode(_PROBE).ids
+    ids = tokenizer(_PROBE, verbose=False)["input_ids"] if callable(tokenizer) else tokenizer.encode(_PROBE).ids
     return [sorted(tokenizer.get_vocab().items()), merges, ids]
 
 

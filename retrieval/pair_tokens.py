@@ -13,7 +13,7 @@ from itertools import groupby
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from retrieval.encoder import _positions
+from retrieval.encoder import positions_of
 from retrieval.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class PairTokenizer:
         Raises:
             InputError: when a length is below 1, or the model has no positions for it.
         """
-        positions = _positions(scorer.transformer)
+        positions = positions_of(scorer.transformer)
         if max_length is not None and positions is not None and max_length > positions:
             raise InputError(f"max_length {max_length} exceeds the model's {positions} positions; lower it")
         if max_length is None:

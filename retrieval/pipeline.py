@@ -130,10 +130,8 @@ class Pipeline:
 def corpus_of(searcher: FirstStage) -> Corpus | None:
     """Return the documents that a first stage searches, or None where it cannot reach them."""
     if isinstance(searcher, Searcher):
-        return searcher._checked_texts()
-    if isinstance(searcher, BM25Searcher):
-        return searcher._corpus
-    if isinstance(searcher, Pipeline):
+        return searcher.texts()
+    if isinstance(searcher, BM25Searcher | Pipeline):
         return searcher.corpus
     parts = searcher.searchers if isinstance(searcher, Hybrid) else []
     return next((corpus for corpus in map(corpus_of, parts) if corpus is not None), None)

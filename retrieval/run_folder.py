@@ -20,7 +20,16 @@ from retrieval.yamlfiles import dump_yaml, read_yaml
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("rankwright", "torch", "transformers", "sentence-transformers", "tokenizers", "numpy", "faiss-cpu")
+_PACKAGES = (
+    "rankwright",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "tokenizers",
+    "numpy",
+    "faiss-cpu",
+    "lightgbm",
+)
 
 # Settings that change no weight: a resumed run may have others.
 _FREE = {"out", "logging_steps", "save_steps", "save_total_limit", "eval_full"}

@@ -271,13 +271,13 @@ class Searcher:
                 yield ranked(scored)[:k]
 
     def _hit(self, doc_id: str, score: float) -> Hit:
-        texts = self._checked_texts()
+        texts = self.texts()
         if texts is None:
             return Hit(doc_id, score, None, None)
         document = texts.document(texts.row(doc_id))
         return Hit(doc_id, score, document.title, document.text)
 
-    def _checked_texts(self) -> Corpus | None:
+    def texts(self) -> Corpus | None:
         """Return the documents, from the copy in the folder or from the corpus file while it is the same; else None."""
         with self._loading:
             if not self._texts_checked:
