@@ -3,7 +3,7 @@
 Three kinds of labels, for three kinds of losses:
 
     graded   positive_labels, negative_labels: 0, 1, 2, …    softmax_ce, lambdaloss, …
-    soft     the same, as probabilities in [0, 1]            bixse, …
+    soft     the same, as probabilities × the highest grade  bixse, …
     margin   positive_scores, negative_scores: as they are   margin_mse, kl_div, …
 
 Positives are the query's documents that are judged relevant in the training split; where there are none, the best
@@ -57,11 +57,11 @@ def label(
     What a teacher's score s becomes:
 
         graded   how many of the thresholds are ≤ s; given as they are, or as quantiles of all scores of these lists
-        soft     1 / (1 + exp(−s / temperature)), or the softmax of s / temperature over the list
+        soft     g / (1 + exp(−s / temperature)), or g × the softmax of s / temperature over the list; g is the split's
+                 highest grade, by which training divides the labels of a loss over probabilities
         margin   s
 
-    Judgements win: a relevant document has at least its judged grade (soft: that grade / the split's highest), and
-    one that is judged below 1 has label 0. A relevant document that the list lacks is a positive by its judgement
+    Judgements win: a relevant document has at least its judged grade, and one that is judged below 1 has label 0. A relevant document that the list lacks is a positive by its judgement
     alone; "margin" needs a score and leaves it out.
 
     Args:
@@ -93,9 +93,11 @@ def label(
     for query_id, scores in lists.items():
         judged = {doc_id: grade for doc_id, grade in qrels[query_id].items() if doc_id in corpus}
         values = _labels(kind, score_array(scores, query_id).astype(np.float64), cuts, probability, temperature)
+        if kind == "soft":
+            values *= highest
         labels = dict(zip(scores, values.tolist(), strict=True))
         if kind != "margin" and scores:
-            labels = _corrected(labels, judged, highest if kind == "soft" else 1)
+            labels = _corrected(labels, judged)
         positives = [doc_id for doc_id in labels if judged.get(doc_id, 0) >= 1]
         if not positives:
             positives = [doc_id for doc_id in labels if doc_id not in judged][:1]
@@ -204,11 +206,11 @@ def _labels(
     return np.exp(-np.logaddexp(0, -logits))
 
 
-def _corrected(labels: Mapping[str, float], judged: Mapping[str, int], scale: int) -> dict[str, float]:
+def _corrected(labels: Mapping[str, float], judged: Mapping[str, int]) -> dict[str, float]:
     """Let the judgements win over the teacher, and add the relevant documents that the list lacks."""
     corrected = {doc_id: 0.0 if judged.get(doc_id, 1) < 1 else value for doc_id, value in labels.items()}
-    relevant = {doc_id: grade / scale for doc_id, grade in judged.items() if grade >= 1}
-    return corrected | {doc_id: max(value, corrected.get(doc_id, 0.0)) for doc_id, value in relevant.items()}
+    relevant = {doc_id: grade for doc_id, grade in judged.items() if grade >= 1}
+    return corrected | {doc_id: max(float(grade), corrected.get(doc_id, 0.0)) for doc_id, grade in relevant.items()}
 
 
 def _useless(kind: str, labels: Mapping[str, float], positives: Sequence[str], negatives: Sequence[str]) -> str | None:

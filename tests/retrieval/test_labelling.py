@@ -73,17 +73,17 @@ def test_grades_by_quantiles_of_all_lists(labelled, caplog):
 
 def test_probabilities_by_sigmoid(labelled):
     rows = labelled("soft", temperature=2.0)
-    # d1 is judged 2 of 2: 1; d7 1 of 2; d2 is judged 0
-    assert rows["a"].positive_labels == (1.0, 0.5)
-    assert rows["a"].negative_labels == pytest.approx((sigmoid(1.5), 0.0, sigmoid(-0.5)))
-    assert rows["b"].positive_labels == pytest.approx((sigmoid(0.25),))
+    # probabilities × 2, the highest grade; d1 is judged 2, d7 1, d2 0
+    assert rows["a"].positive_labels == (2.0, 1.0)
+    assert rows["a"].negative_labels == pytest.approx((2 * sigmoid(1.5), 0.0, 2 * sigmoid(-0.5)))
+    assert rows["b"].positive_labels == pytest.approx((2 * sigmoid(0.25),))
 
 
 def test_probabilities_by_softmax_over_the_list(labelled):
     rows = labelled("soft", run={"b": {"d4": 2.0, "d6": 1.0, "d0": 1.0}}, probability="softmax")
     total = math.e + 1 + 1
-    assert rows["b"].positive_labels == pytest.approx((math.e / total,))
-    assert rows["b"].negative_labels == pytest.approx((1 / total, 1 / total))
+    assert rows["b"].positive_labels == pytest.approx((2 * math.e / total,))
+    assert rows["b"].negative_labels == pytest.approx((2 / total, 2 / total))
 
 
 def test_scores_as_they_are(labelled):
@@ -122,7 +122,7 @@ def test_a_relevant_document_is_never_a_negative_and_labels_are_in_range(collect
         assert not set(row.positive_ids) & set(row.negative_ids)
         values = row.positive_labels + row.negative_labels
         if kind == "soft":
-            assert all(0 <= value <= 1 for value in values)
+            assert all(0 <= value <= 2 for value in values)
         if kind == "graded":
             assert set(values) <= {0.0, 1.0, 2.0, 3.0}
         if kind == "margin":
