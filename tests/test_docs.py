@@ -18,7 +18,8 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = (DOCS / "which-loss.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
 SPANS = re.findall(r"`([^`\n]+)`", PROSE)
-CONSOLE = "\n".join(re.findall(r"```console\n(.*?)```", PAGE, flags=re.DOTALL))
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
+CONSOLE = "\n".join(re.findall(r"```console\n(.*?)```", "\n".join(PAGES.values()), flags=re.DOTALL))
 COMMANDS = [line for line in CONSOLE.replace("\\\n", " ").splitlines() if line.startswith("$ ")]
 FLAGS = [span for span in SPANS if span.startswith("--")]
 TRAIN = "train --model M --data D --out O "
@@ -138,10 +139,28 @@ def test_every_loss_in_python_builds():
 
 def test_files_modules_and_benchmarks_that_the_page_names_exist():
     root = DOCS.parent
-    for path in re.findall(r"`((?:retrieval|benchmarks|rankers)/[\w./]+)`", PAGE):
-        assert (root / path).exists(), path
-    for name in re.findall(r"python -m benchmarks[. ](\w+)", PAGE):
-        assert (root / "benchmarks" / f"{name}.py").is_file(), name
+    for page in PAGES.values():
+        for path in re.findall(r"`((?:retrieval|benchmarks|rankers)/[\w./]+)`", page):
+            assert (root / path).exists(), path
+        for name in re.findall(r"python -m benchmarks[. ](\w+)", page):
+            assert (root / "benchmarks" / f"{name}.py").is_file(), name
+        for name in re.findall(r"\]\(([\w-]+\.\w+)\)", page):
+            assert (DOCS / name).is_file(), name
+
+
+def test_the_rerankers_page_names_what_exists():
+    pytest.importorskip("torch", reason="needs the train extra")
+    import retrieval
+    from rankers.tournaments import STRATEGIES
+    from retrieval.cross_encoder_models import ARCHITECTURES
+
+    page = PAGES["rerankers.md"]
+    shown = set(re.findall(r"^\| (`[\w`, ]+`)", page, flags=re.MULTILINE))
+    named = {name for cell in shown for name in re.findall(r"`(\w+)`", cell)}
+    assert set(ARCHITECTURES) <= named
+    assert set(STRATEGIES) <= named
+    for names in re.findall(r"from retrieval import ([\w, ]+)", page):
+        assert set(names.split(", ")) <= set(retrieval.__all__)
 
 
 def means(name: str, **wanted: object) -> list[float]:
