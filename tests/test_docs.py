@@ -196,5 +196,36 @@ def test_measured_figures_are_those_of_the_results():
         value = float(re.search(r"cystic_fibrosis ([0-9.]+), 3 seeds", measured[loss])[1])
         cells = means("cystic_fibrosis", method=method)
         assert (mean(cells), len(cells)) == (pytest.approx(value, abs=2e-3), 15)
-    others = {loss: told for loss, told in measured.items() if loss not in scifact}
+    heads = {loss: re.findall(r"heads: SciFact ([0-9.]+), MedQuAD ([0-9.]+)", told) for loss, told in measured.items()}
+    heads = {loss: found[0] for loss, found in heads.items() if found}
+    compared = {name: comparison(name, "ten losses") for name in ("scifact", "medquad")}
+    assert heads.keys() == compared["scifact"].keys() - {"untrained"}
+    for loss, told in heads.items():
+        assert told == tuple(f"{compared[name][loss]['nDCG@10']:.3f}" for name in ("scifact", "medquad")), loss
+    others = {loss: told for loss, told in measured.items() if loss not in scifact.keys() | heads.keys()}
     assert set(others.values()) == {"not measured yet"}  # a figure here needs a line above
+
+
+def comparison(name: str, stage: str, noise: float = 0.0) -> dict[str, dict[str, float]]:
+    """Return loss → measure → value of a finished comparison of heads."""
+    lines = (DOCS.parent / "benchmarks" / "results" / "heads.jsonl").read_text(encoding="utf-8").splitlines()
+    for record in map(json.loads, lines):
+        own = record["settings"]
+        if (own["data"], own["stage"], own["bench"].get("label_noise", 0.0)) == (name, stage, noise):
+            found = record["values"]["methods"].items()
+            return {loss: {m: one["value"] for m, one in method["measures"].items()} for loss, method in found}
+    raise AssertionError(f"no comparison of {name}, {stage}, {noise:.0%}")
+
+
+def test_figures_under_noise_are_those_of_the_results():
+    names = {"Cystic Fibrosis": "cystic_fibrosis", "Vaswani": "vaswani"}
+    rows = table("nDCG@20")
+    assert len(rows) == 6
+    for row in rows:
+        title, start = row["nDCG@20"].split(", untrained ")
+        noise = float(row["noise"].rstrip("%")) / 100
+        known, detached = (comparison(names[title], stage, noise) for stage in ("noise", "detached"))
+        losses = ("infonce", "decoupled_softmax", "sl_at_k")
+        wanted = [known[loss]["nDCG@20"] for loss in losses] + [detached["sl_at_k"]["nDCG@20"]]
+        assert list(row.values())[2:] == [f"{value:.3f}" for value in wanted]
+        assert start == f"{known['untrained']['nDCG@20']:.3f}"
