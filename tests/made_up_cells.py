@@ -1,0 +1,88 @@
+"""What a finished cell of each benchmark would hold, made up by hand."""
+
+from benchmarks import ltr, reranker_speed, speed
+
+MACHINE = {"cpu": "a processor", "cores": 2, "bf16": ["amx_bf16"], "load": 0.5}
+
+
+def measured(value=0.5):
+    return {
+        "mean": {"nDCG@10": value, "RR@10": value},
+        "per_query": {measure: {"q1": value, "q2": value} for measure in ("nDCG@10", "RR@10")},
+    }
+
+
+def large_batches_values(settings):
+    return {"mib": 100.0, "seconds": [[1.0, 2.0]] if settings["stage"] == "turns" else [0.5]}
+
+
+def blind_spot_values(settings):
+    point = {"low": 0.4, "high": 0.6, "infonce": [3.0], "mw": [0.5], "auc": [0.5]}
+    return {"points": [{"width": 0.0, **point}], "queries": 2, "pairs": [2, 20]}
+
+
+def heads_values(settings):
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.6, "seeds": [0.5, 0.5, 0.5]}
+    one = {
+        "measures": dict.fromkeys(settings["bench"].get("measures", ("nDCG@10", "RR@10", "R@100")), estimate),
+        "auc": estimate,
+        "ece": estimate,
+        "fitted_on_dev": True,
+        "dev": 0.5,
+        "seconds": 1.0,
+        "chosen": {"": "lr=0.003"},
+    }
+    other = one | {"difference": {"value": 0.1, "low": 0.0, "high": 0.2, "p": 0.01}}
+    start = other | {"ece": None, "dev": None, "seconds": None, "chosen": {}}
+    return {"methods": {"untrained": start, "infonce": one, "mw": other}, "queries": 2, "baseline": "infonce"}
+
+
+def ltr_values(settings):
+    seeds = [{"per_query": {name: {"q1": 0.5, "q2": 0.6} for name in ltr.MEASURES}} for _ in range(ltr.SEEDS)]
+    return {"seeds": seeds, "chosen": [{**settings["trials"][0], "dev": 0.5}]}
+
+
+def rerankers_values(settings):
+    if settings["stage"] == "first stage":
+        return {name: measured() for name in ("BM25", "untrained", "pool")} | {"documents_per_query": 85.0}
+    return {target: measured() for target in settings["targets"]}
+
+
+def distillation_values(settings):
+    return measured() if settings["method"] == "untrained" else {name: measured() for name in settings["recipes"]}
+
+
+def tournaments_values(settings):
+    if settings["method"] == "binomial":
+        row = {"n": 32, "both_orders": False, "accuracy": 0.75, "predicted": 0.24, "won": 240}
+        return {"rows": [row]}
+    shown = {"ndcg": 0.5, "first": 0.5, "tau": 0.1, "told": 0.6, "true": 0.5}
+    intervals = {"ndcg_interval": [0.4, 0.6], "first_interval": [0.4, 0.6]}
+    point = {"line": "sort, top 10", "arm": {"strategy": "sort"}, "calls": 9.0, **shown, **intervals}
+    return {"points": [point], "queries": 2}
+
+
+def reranker_speed_values(settings):
+    rates = {reranker_speed.OURS: [50.0], reranker_speed.DEFAULT: [20.0], reranker_speed.BF16: [40.0]}
+    return {"rates": rates, "lowest_correlation": {reranker_speed.OURS: 0.9999}}
+
+
+def speed_values(settings):
+    if settings["method"] == "profile":
+        return {"milliseconds": {"ours": dict.fromkeys(speed.PHASES, 10.0), "none": dict.fromkeys(speed.PHASES, 5.0)}}
+    rates = {speed.OURS: [40.0, 60.0, 50.0], speed.DEFAULT: [20.0, 20.0, 20.0], speed.BF16: [40.0, 30.0, 50.0]}
+    return {"rates": rates, "lowest_cosine": {speed.OURS: 0.99994}}
+
+
+# What a finished cell would hold, of the scripts whose cells are not those of `quality`.
+MADE_UP = {
+    "blind_spot": blind_spot_values,
+    "distillation": distillation_values,
+    "heads": heads_values,
+    "large_batches": large_batches_values,
+    "reranker_speed": reranker_speed_values,
+    "ltr": ltr_values,
+    "rerankers": rerankers_values,
+    "speed": speed_values,
+    "tournaments": tournaments_values,
+}
