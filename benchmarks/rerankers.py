@@ -24,21 +24,22 @@ from retrieval.reranking import rerank
 
 NAME = "rerankers"
 SOURCES = (
-    *quality.ENCODING,
+    *quality.TRAINING,
     *candidate_pools.SOURCES,
     "benchmarks/rerankers.py",
-    "rankers/losses/*.py",
+    "rankers/lists.py",
     "rankers/pair_scorer.py",
+    "rankers/random_state.py",
     "rankers/set_encoder.py",
     "retrieval/candidate_lists.py",
     "retrieval/cross_encoder.py",
     "retrieval/cross_encoder_models.py",
-    "retrieval/loop_config.py",
+    "retrieval/list_gradients.py",
+    "retrieval/objective.py",
     "retrieval/pair_tokens.py",
     "retrieval/reranker_config.py",
     "retrieval/reranker_training.py",
     "retrieval/reranking.py",
-    "retrieval/training_loop.py",
 )
 MEASURES = ("nDCG@10", "RR@10")
 SEEDS = {"scifact": 1, "medquad": 3}

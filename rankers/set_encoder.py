@@ -126,7 +126,8 @@ def sharing_attention(attention: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_others(states: Tensor, others: Tensor) -> Tensor:
-    shared = states[:, :, INTERACTION_INDEX][others]  # (n, longest list, heads, head_dim)
+    # (n, longest list, heads, head_dim); not [others]: the gradient of that is summed in any order
+    shared = states[:, :, INTERACTION_INDEX].index_select(0, others.flatten()).unflatten(0, others.shape)
     return torch.cat([states, shared.transpose(1, 2)], dim=2)
 
 

@@ -67,7 +67,7 @@ class CandidateList:
 
 
 class Pool:
-    """Documents that may fill a list: the best of a run, or what BM25 finds.
+    """Documents that may fill a list: the best of a run, or, without one or where it lacks a query, what BM25 finds.
 
     Raises:
         InputError: the run has a document that the corpus lacks.
@@ -78,11 +78,11 @@ class Pool:
         self.corpus, self.depth = corpus, depth
         self.run = None if run is None else known_documents(run, corpus)
 
-    def documents(self, query_id: str, query: str) -> list[str]:
-        """Return ids, best first; none where a run lacks the query."""
-        if self.run is not None:
-            return [doc_id for doc_id, _ in ranked(self.run.get(query_id, {}))[: self.depth]]
-        return [doc_id for doc_id, _ in self._bm25.search(query, self.depth)]
+    def documents(self, query_id: str, query: str, depth: int | None = None) -> list[str]:
+        """Return the ids of the best documents, at most `depth` (None: the pool's), best first."""
+        found = {} if self.run is None else self.run.get(query_id, {})
+        best = ranked(found) if found else self._bm25.search(query, depth or self.depth)
+        return [doc_id for doc_id, _ in best[: depth or self.depth]]
 
     def check(self, query_ids: Collection[str], source: str | None = None) -> None:
         """Warn of training queries that the run lacks; refuse a run that has none of them.
@@ -99,7 +99,7 @@ class Pool:
             message = f"has documents for none of the {len(lacking)} training queries; is it of another collection?"
             raise InputError(message, path=source)
         if lacking:
-            what = "%d of %d training queries have no documents in the run (first: %s); nothing fills their lists"
+            what = "%d of %d training queries have no documents in the run (first: %s); BM25 fills their lists"
             log.warning(what, len(lacking), len(query_ids), lacking[0])
 
     @cached_property

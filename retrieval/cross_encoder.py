@@ -148,8 +148,8 @@ class CrossEncoder:
     def save(self, folder: Path, *, card: str | None = None) -> None:
         """Publish a folder that `load` opens, with `card` as its README.md; `folder` must not exist.
 
-        A classifier is also what `sentence_transformers.CrossEncoder(folder)` loads, with the same scores as long as
-        no query is longer than `query_max_length`, which that library does not have.
+        A classifier of one label is also what `sentence_transformers.CrossEncoder(folder)` loads, with the same scores
+        as long as no query is longer than `query_max_length`, which that library does not have.
         """
         from retrieval.cross_encoder_models import save_scorer
 

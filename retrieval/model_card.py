@@ -63,9 +63,11 @@ def reranker_card(
     """Return the card of a reranker."""
     data = ", ".join([config.data, *config.rows])
     filled = "BM25's top 100" if config.run is None else f"`{config.run}`"
+    # What another library opens as a plain classifier, and scores wrongly, does not say that it is one of its own.
+    is_plain = reranker.model.architecture == "classifier"
+    library = "\nlibrary_name: sentence-transformers" if is_plain else ""
     return f"""---
-tags: [sentence-transformers, cross-encoder, reranker, text-ranking]
-library_name: sentence-transformers
+tags: [{"sentence-transformers, cross-encoder, " if is_plain else ""}reranker, text-ranking]{library}
 pipeline_tag: text-ranking
 ---
 
@@ -82,7 +84,7 @@ pipeline_tag: text-ranking
 | learning rate | {config.learning_rate:g}, warm-up {config.warmup_ratio:g} |
 | epochs, or steps | {config.num_train_epochs:g} epochs, or {config.max_steps} steps when > 0 |
 | seed | {config.seed} |
-| lengths (query, pair) | {reranker.pairs.query_max_length}, {reranker.pairs.max_length} tokens |
+| lengths (query, pair) | {reranker.pairs.query_max_length or "no limit"}, {reranker.pairs.max_length} tokens |
 | settings | {settings_hash(config)} |
 
 Measured on the dev split, from which the model was chosen:

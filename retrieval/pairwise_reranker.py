@@ -64,8 +64,8 @@ class PairwiseReranker:
     def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[NDArray[np.float32]]:
         """Return the scores of every query's documents, (documents,) float32; larger is better.
 
-        They order the documents of one query and mean nothing beyond: places for "heap" and "sort", mean logits,
-        shares of duels won, or strengths for the others.
+        They order the documents of one query and mean nothing beyond: places, rounds survived, mean logits, shares of
+        duels won, or strengths, as the strategy has it.
         """
         check_texts(queries, documents)
         with progress(total=len(queries), unit="lists", label="tournaments") as bar:

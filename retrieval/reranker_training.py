@@ -109,6 +109,7 @@ class RerankerTask:
     """
 
     def __init__(self, config: RerankerConfig, loss: RankingLoss | LossSum) -> None:
+        run = None if config.run is None else read_run(config.run)
         torch.manual_seed(config.seed)
         self.config, self.loss = config, loss
         self.reranker = CrossEncoder.load(
@@ -127,8 +128,9 @@ class RerankerTask:
         self.is_pairwise = self.model.architecture == "pairwise"
         self.ranker: Reranker = PairwiseReranker(self.reranker) if self.is_pairwise else self.reranker
         self.unit = "duels" if self.is_pairwise else "lists"
+        if self.is_pairwise and any(term.settings.get("positive_from", 1) > 1 for term in loss.terms):
+            raise InputError("positive_from: of a pair the better document has the label 1; leave it out")
         self.data: TrainingData = load_training_data(config)
-        run = None if config.run is None else read_run(config.run)
         self.pool = Pool(self.data.collection.corpus, run)
         self.batcher = ListBatcher(
             self.data.rows,
@@ -141,6 +143,7 @@ class RerankerTask:
             novelty=config.novelty,
             seed=config.seed,
         )
+        self._refuse_what_changes_nothing()
         self.pool.check(self.batcher.query_number, config.run)
         if self.batcher.dropped:
             logger.info("%d training rows have no positive of the loss's grade and are left out", self.batcher.dropped)
@@ -152,6 +155,15 @@ class RerankerTask:
         self.measure = f"reranked_{MEASURE}" if self.data.dev_queries else None
         self.dev: Run = {}
 
+    def _refuse_what_changes_nothing(self) -> None:
+        batcher, config = self.batcher, self.config
+        if batcher.num_positives + batcher.num_negatives < 2:
+            message = f"{self.loss.name} takes one relevant document in a list, and num_negatives=0 leaves no other"
+            raise InputError(f"{message}; raise num_negatives")
+        has_grades = any(any(row.negative_labels) for row in batcher.rows)
+        if config.novelty and batcher.num_positives < 2 and not has_grades:
+            raise InputError("novelty changes nothing in lists of one relevant document; raise num_positives")
+
     def fingerprints(self) -> dict[str, str]:
         """Return hashes of the data, of the candidates and of the start model."""
         found = {"data": self.data.fingerprint(), "start model": self.reranker.fingerprint()["weights_sha256"]}
@@ -162,16 +174,12 @@ class RerankerTask:
     def prepare(self) -> None:
         """Choose the dev queries, in the order of their hashes, and their candidates."""
         qrels, depth = self.data.dev_qrels, self.config.eval_depth
-        pools = [self.pool]
-        if self.config.run is not None:  # it may hold the training queries alone
-            pools.append(Pool(self.data.collection.corpus))
         for query_id in sorted(self.data.dev_queries, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
             if len(self.dev) == self.config.eval_queries:
                 break
             if not any(grade > 0 for grade in qrels[query_id].values()):
                 continue
-            found = (pool.documents(query_id, self.data.dev_queries[query_id])[:depth] for pool in pools)
-            candidates: list[str] = next(filter(None, found), [])
+            candidates = self.pool.documents(query_id, self.data.dev_queries[query_id], depth)
             self.dev[query_id] = {doc_id: -float(rank) for rank, doc_id in enumerate(candidates)}
 
     # --- a step ---------------------------------------------------------------------------------------------------
@@ -199,7 +207,8 @@ class RerankerTask:
         epoch, numbers = asked
         if self.is_pairwise:
             return self._duels(numbers, epoch)
-        made = [self.batcher.make(number, epoch) for number in numbers]
+        drawn = (self.batcher.make(number, epoch) for number in numbers)
+        made = [one for one in drawn if one.documents]  # a teacher may have scored nothing that is drawn
         queries = [one.query for one in made for _ in one.documents]
         pairs = iter(self.reranker.tokenize(queries, [text for one in made for text in one.documents]))
         return [TokenizedList(one, [next(pairs) for _ in one.documents]) for one in made]

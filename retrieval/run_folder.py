@@ -28,6 +28,8 @@ _PACKAGES = (
     "tokenizers",
     "numpy",
     "faiss-cpu",
+    "bm25s",
+    "PyStemmer",
     "lightgbm",
 )
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +94,7 @@ def load_training_data(config: TrainConfig | RerankerConfig) -> TrainingData:
     if dev_qrels and not any(grade > 0 for q in dev_queries for grade in dev_qrels[q].values()):
         logger.warning("no dev query has a relevant document: nothing is validated")
         dev_queries = {}
-    kept = _without_dev(rows, dev_queries)
+    kept = _without_dev(_named(rows, collection.queries(train_split) if train_split else {}), dev_queries)
     if not kept:
         where = ", ".join(config.rows) or config.data
         raise InputError(
@@ -143,6 +143,15 @@ def _rows(config: TrainConfig | RerankerConfig, collection: Collection) -> list[
         logger.info("%s: %d rows (%s)", path, len(found), dialect)
         rows += found
     return rows
+
+
+def _named(rows: list[TrainingRow], queries: Mapping[str, str]) -> list[TrainingRow]:
+    """Give rows that brought a text alone the id of the training query with that text, and so its judgements."""
+    ids = {text: query_id for query_id, text in queries.items()}
+    return [
+        replace(row, query_id=ids.get(row.query, row.query_id)) if row.query_id.startswith("text:") else row
+        for row in rows
+    ]
 
 
 def _without_dev(rows: list[TrainingRow], dev_queries: Mapping[str, str]) -> list[TrainingRow]:

@@ -1,8 +1,9 @@
 """Train a reranker: a cross-encoder, a Set-Encoder, a T5-type or a pairwise scorer, on lists of documents.
 
-Each list holds some of a query's relevant documents and others: the negatives of the training rows, the documents of
---run, or, where neither gives enough, documents without a judgement from BM25's top 100. The run folder --out is like
-that of `train`; out/model is loaded by `rerank`, by retrieval.CrossEncoder, and by sentence-transformers' CrossEncoder.
+Each list holds some of a query's relevant documents and others: the negatives of the training rows and, where these are
+too few, documents without a judgement from --run, or from BM25's top 100 where there is no run or it lacks the query.
+The run folder --out is like that of `train`; out/model is loaded by `rerank`, by retrieval.load_reranker and, where it
+is a classifier, by sentence-transformers' CrossEncoder.
 Every loss can be used; scores are not bounded, so their temperature is 1 unless --set loss.temperature says otherwise.
 """
 
@@ -18,7 +19,8 @@ EXAMPLES = """examples:
   rankwright train-reranker --model sentence-transformers/all-MiniLM-L6-v2 --data my-beir-folder --out runs/reranker
   rankwright train-reranker --model cross-encoder/ms-marco-MiniLM-L6-v2 --data my-beir-folder --run dense.run \\
       --loss ranknet --num-negatives 15 --out runs/mine
-  rankwright train-reranker --model M --data D --architecture set --novelty --num-negatives 31 --out runs/set
+  rankwright train-reranker --model M --data D --architecture set --novelty --num-positives 4 --num-negatives 28 \\
+      --out runs/set
   rankwright train-reranker --model M --data D --architecture pairwise --loss "0.5*point_ce" --out runs/pairwise
   rankwright rerank --run dense.run --model runs/reranker --data my-beir-folder --split test --k 100 --out better.run
 """

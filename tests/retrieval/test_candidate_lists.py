@@ -144,7 +144,7 @@ def test_without_a_run_bm25_fills_the_lists(corpus):
 
 
 def test_a_query_whose_pool_is_empty_has_a_list_of_one(batcher):
-    row = TrainingRow(query_id="lacking", query="number", positive_ids=("d3",))
+    row = TrainingRow(query_id="lacking", query="zebra", positive_ids=("d3",))  # a word that no document has
     made = batcher(row).make(0, 0)
     assert (made.documents, made.labels.tolist(), made.filled) == ([TEXTS[3]], [1], 0)
 
@@ -236,7 +236,14 @@ def test_training_queries_that_the_run_lacks_are_counted(corpus, caplog):
     Pool(corpus).check(["q", "p"])
     assert not caplog.records
     Pool(corpus, RUN).check(["p", "q", "r"])
-    assert "2 of 3 training queries have no documents in the run (first: p); nothing fills their lists" in caplog.text
+    assert "2 of 3 training queries have no documents in the run (first: p); BM25 fills their lists" in caplog.text
+
+
+def test_a_query_that_the_run_lacks_is_filled_from_bm25(corpus):
+    with_run, without = Pool(corpus, RUN), Pool(corpus)
+    assert with_run.documents("q", "number") == list(RUN["q"])[:100]
+    assert with_run.documents("unknown", "number") == without.documents("unknown", "number") != []
+    assert len(without.documents("unknown", "number", depth=1)) == 1
 
 
 # --- duels ------------------------------------------------------------------------------------------------------------
@@ -269,8 +276,9 @@ def test_duels_depend_on_seed_epoch_and_row_alone_and_there_are_no_more_than_pai
 
 
 def test_a_list_of_equal_labels_has_no_duel(batcher):
-    assert batcher(ROW, rule=BINARY, run={}, num_positives=1).duels(0, 0, 7) == []
-    equal = TrainingRow(query_id="q", query="n", positive_ids=("d3", "d5"))
+    alone = TrainingRow(query_id="q", query="zebra", positive_ids=("d3",))
+    assert batcher(alone, rule=BINARY, run={}).duels(0, 0, 7) == []
+    equal = TrainingRow(query_id="q", query="zebra", positive_ids=("d3", "d5"))
     assert batcher(equal, run={}, num_positives=2).duels(0, 0, 7) == []
 
 

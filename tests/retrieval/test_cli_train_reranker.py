@@ -122,7 +122,19 @@ def test_a_loss_that_is_not_finite_ends_with_status_1(arguments, capsys):
             {"novelty": True, "architecture": "set", "loss": "kl_div"},
             "novelty gives repeated documents the grade 0; kl_div learns a teacher's scores",
         ),
+        (
+            {"novelty": True, "architecture": "set"},
+            "novelty changes nothing in lists of one relevant document; raise num_positives",
+        ),
         ({"num_negatives": 0}, "makes lists of one document; raise either"),
+        (
+            {"num_positives": 2, "num_negatives": 0, "loss": "infonce"},
+            "infonce takes one relevant document in a list, and num_negatives=0 leaves no other; raise num_negatives",
+        ),
+        (
+            {"architecture": "pairwise", "loss": "siglip", "loss__positive_from": 2},
+            "positive_from: of a pair the better document has the label 1; leave it out",
+        ),
     ],
 )
 def test_bad_settings_are_one_line_and_leave_nothing(arguments, tmp_path, capsys, changes, message):

@@ -125,7 +125,7 @@ def test_a_crash_in_a_step_and_resume_give_the_bytes_of_an_uninterrupted_run(
     [
         {"loss": "isogclr"},  # a state of each query
         {"loss": "mw + softmax_ce", "loss__softmax_ce.scale": "learned"},  # computed twice, and a learned setting
-        {"architecture": "set", "novelty": True},
+        {"architecture": "set", "novelty": True, "num_positives": 3},
         {"architecture": "pairwise", "num_pairs": 2},
     ],
 )
@@ -238,11 +238,11 @@ def test_without_a_dev_split_training_queries_are_carved_and_not_trained_on(run,
 
 @pytest.fixture
 def two_queries(tmp_path) -> dict[str, object]:
-    """Two training queries with one relevant document each, and a run that has documents for one of them."""
+    """Two training queries with one relevant document each; a run has documents for one, and BM25 none for the other."""
     write_run(tmp_path / "a.run", {"q-otter-0": {"violin-0": 2.0, "violin-1": 1.0}}, "t")
     rows = [
-        {"query_id": query, "query": queries()[query], "positive_ids": [query[2:]]}
-        for query in ("q-otter-0", "q-heron-1")
+        {"query_id": query, "query": text, "positive_ids": [query[2:]]}
+        for query, text in (("q-otter-0", queries()["q-otter-0"]), ("q-heron-1", "zzyzx"))
     ]
     return {"rows": [str(rows_file(tmp_path / "rows.jsonl", rows))], "run": str(tmp_path / "a.run"), "max_steps": 2}
 

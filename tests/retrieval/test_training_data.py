@@ -72,6 +72,16 @@ def test_rows_of_dev_queries_are_left_out_by_id_and_by_text(tmp_path, caplog):
     assert "2 training rows of dev queries are left out" in caplog.text
 
 
+def test_a_row_with_a_text_alone_has_the_judgements_of_the_training_query_with_that_text(tmp_path):
+    folder = collection(tmp_path, train={"q1": {"d1": 1, "d5": 2}})
+    rows = [{"query": QUERIES["q1"], "positives": ["text 1"]}, {"query": "another", "positives": ["text 2"]}]
+    found = load(folder, rows=[str(rows_file(tmp_path / "rows.jsonl", rows))], eval_strategy="no")
+    known, unknown = (row.query_id for row in found.rows)
+    assert known == "q1"
+    assert {"d1", "d5"} < found.judgements["q1"].keys()
+    assert unknown.startswith("text:")
+
+
 def test_the_training_split_as_dev_split_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match="beside those of dev queries; is the dev split the training split"):
         load(collection(tmp_path, train=TRAIN), dev_split="train")
