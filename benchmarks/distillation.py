@@ -90,7 +90,7 @@ def work(settings: Settings, options: Options, folder: Path) -> Values:
         **settings["teacher"],
     )
     queries, qrels = source.queries("train"), source.qrels("train")
-    pool = candidate_pools.pools(source, queries, folder / "index")["pool"]
+    pool = candidate_pools.pools(source, queries, folder / "index", options)["pool"]
     taught = rerank(pool, CrossEncoder.load(folder / "teacher"), queries, source.corpus, k=2 * candidate_pools.DEPTH)
     rows = folder / "rows.jsonl"
     made = label(taught, "margin", qrels, queries, source.corpus, k=2 * candidate_pools.DEPTH)

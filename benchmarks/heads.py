@@ -27,11 +27,14 @@ NAME = "heads"
 SOURCES = (
     *TRAINING,
     "benchmarks/heads.py",
+    "rankers/engine.py",
     "retrieval/bench_*.py",
+    "retrieval/cells.py",
     "retrieval/comparison.py",
     "retrieval/head_training.py",
     "retrieval/heads.py",
     "retrieval/loss_bench.py",
+    "retrieval/objective.py",
     "retrieval/pooled.py",
     "retrieval/statistics.py",
 )

@@ -161,7 +161,7 @@ def work(settings: Settings, options: Options, folder: Path) -> Values:
     if settings["stage"] == "first stage":
         source = collection(name, options)
         qrels = source.qrels("test")
-        found = candidate_pools.pools(source, source.queries("test"), folder / "index")
+        found = candidate_pools.pools(source, source.queries("test"), folder / "index", options)
         values = {method: quality.measured(qrels, run, MEASURES) for method, run in found.items()}
         sizes = [len(documents) for documents in found["pool"].values()]
         return {**values, "documents_per_query": round(sum(sizes) / len(sizes), 1)}
@@ -180,7 +180,7 @@ def work(settings: Settings, options: Options, folder: Path) -> Values:
         queries = source.queries(split)
         if split == "dev":
             queries = dict(sorted(queries.items(), key=lambda pair: hashlib.sha256(pair[0].encode()).hexdigest())[:100])
-        pool = candidate_pools.pools(source, queries, folder / f"index-{target}")["pool"]
+        pool = candidate_pools.pools(source, queries, folder / f"index-{target}", options)["pool"]
         run = rerank(pool, model, queries, source.corpus, k=2 * candidate_pools.DEPTH)
         qrels = source.qrels(split)
         values[target] = quality.measured({query_id: qrels[query_id] for query_id in queries}, run, MEASURES)

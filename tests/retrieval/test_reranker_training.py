@@ -238,7 +238,7 @@ def test_without_a_dev_split_training_queries_are_carved_and_not_trained_on(run,
 
 @pytest.fixture
 def two_queries(tmp_path) -> dict[str, object]:
-    """Two training queries with one relevant document each; a run has documents for one, and BM25 none for the other."""
+    """Two training queries with one relevant document each; a run knows one, and BM25 finds none for the other."""
     write_run(tmp_path / "a.run", {"q-otter-0": {"violin-0": 2.0, "violin-1": 1.0}}, "t")
     rows = [
         {"query_id": query, "query": text, "positive_ids": [query[2:]]}
