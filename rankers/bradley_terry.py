@@ -154,7 +154,8 @@ def misfit(wins: ArrayLike, *, prior: float | None = None, resamples: int = 499,
 
     Args:
         wins: (n, n), [i, j] how often i beat j; `Ranking.wins`, say, of a ranking made with `repeats`.
-        prior: as in `fit_bradley_terry`; every drawn sample is fitted by the same rule.
+        prior: as in `fit_bradley_terry`. Every drawn sample is fitted by the same rule, but for 0: a sample may have no
+            maximum where the data have one, and then gets the half win.
         resamples: how many samples are drawn; p is at least 1 / (1 + resamples).
         seed: same seed, same p.
 
@@ -190,7 +191,7 @@ def misfit(wins: ArrayLike, *, prior: float | None = None, resamples: int = 499,
         drawn = np.zeros_like(won)
         drawn[i, j] = generator.binomial(counts, chances)
         drawn[j, i] = counts - drawn[i, j]
-        again = fit_bradley_terry(drawn, prior=prior)
+        again = fit_bradley_terry(drawn, prior=prior or None)
         as_large += bool((_deviances(drawn, again, i, j) * repeated).sum() >= known[0] - 1e-9)
     p = (1 + as_large) / (1 + resamples)
     found = "does not describe these pairs" if p < 0.05 else "is not contradicted by these pairs"

@@ -127,7 +127,8 @@ def sharing_attention(attention: Callable[..., Any]) -> Callable[..., Any]:
 
 def _with_others(states: Tensor, others: Tensor) -> Tensor:
     # (n, longest list, heads, head_dim); not [others]: the gradient of that is summed in any order
-    shared = states[:, :, INTERACTION_INDEX].index_select(0, others.flatten()).unflatten(0, others.shape)
+    shared = states[:, :, INTERACTION_INDEX].index_select(0, others.flatten())
+    shared = shared.reshape(*others.shape, *shared.shape[1:])
     return torch.cat([states, shared.transpose(1, 2)], dim=2)
 
 

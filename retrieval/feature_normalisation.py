@@ -32,8 +32,7 @@ class Normalisation:
         kind: standard, query or none.
         missing: mean or zero.
         mean: (features,) float64 over the training documents.
-        scale: (features,) float64, 1 / deviation; 0 of a constant feature.
-        constant: (features,) bool, which features have one value, or none, in all training documents.
+        scale: (features,) float64, 1 / deviation; 0 of a feature that has one value, or none, in all of them.
 
     """
 
@@ -41,7 +40,6 @@ class Normalisation:
     missing: str
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
-    constant: NDArray[np.bool_]
 
     @classmethod
     def fit(cls, features: NDArray[np.float32], *, kind: str = "standard", missing: str = "mean") -> Self:
@@ -55,15 +53,15 @@ class Normalisation:
             if value not in known:
                 raise InputError(f"unknown {name} {value!r}{did_you_mean(value, known)}")
         width = features.shape[1]
-        mean, scale, constant = np.zeros(width), np.zeros(width), np.ones(width, dtype=bool)
+        mean, scale = np.zeros(width), np.zeros(width)
         for column in range(width):  # one after the other: in float64 all of them may not fit in memory
             values = _filled(features[:, column].astype(np.float64), missing)
             values = values[~np.isnan(values)]
             if len(values) and values.min() < values.max():
-                mean[column], scale[column], constant[column] = values.mean(), 1 / values.std(), False
+                mean[column], scale[column] = values.mean(), 1 / values.std()
             elif len(values):
                 mean[column] = values[0]
-        return cls(kind, missing, mean, scale, constant)
+        return cls(kind, missing, mean, scale)
 
     def apply(self, features: NDArray[np.float32], *, keep_missing: bool = False) -> NDArray[np.float32]:
         """Normalise the documents of one list.
@@ -97,14 +95,13 @@ class Normalisation:
             "missing": self.missing,
             "mean": self.mean.tolist(),
             "scale": self.scale.tolist(),
-            "constant": self.constant.tolist(),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read what `to_dict` gave."""
         mean, scale = (np.array(values[name], dtype=np.float64) for name in ("mean", "scale"))
-        return cls(values["kind"], values["missing"], mean, scale, np.array(values["constant"], dtype=bool))
+        return cls(values["kind"], values["missing"], mean, scale)
 
 
 def _filled(values: NDArray[np.float64], missing: str) -> NDArray[np.float64]:

@@ -135,8 +135,18 @@ class FeatureRanker:
             return self.model.score(normalised)
         return score_network(self.model, [self.normalisation.apply(own) for own in lists])
 
-    def score_lists(self, lists: FeatureLists) -> list[NDArray[np.float32]]:
-        """Score lists from a file; features that the ranker does not know are ignored, those it lacks are missing."""
+    def score_lists(self, lists: FeatureLists, path: str | Path | None = None) -> list[NDArray[np.float32]]:
+        """Score lists from a file; features that the ranker does not know are ignored, those it lacks are missing.
+
+        Args:
+            lists: with any features.
+            path: the file, for messages.
+
+        Raises:
+            InputError: a feature has a name, and had another one in training.
+
+        """
+        lists.check_names(self.numbers, self.names, path=path)
         return self.score(lists.align(self.numbers).split_features())
 
     def fingerprint(self) -> dict[str, Any]:

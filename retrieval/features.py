@@ -44,8 +44,10 @@ if TYPE_CHECKING:
 _K1, _B = 0.9, 0.4
 _WORD = re.compile(r"\w+")
 _VECTORS_KEPT = 200_000  # of documents; 0.3 GB with 384 dimensions
-# What a model's fingerprint holds beside what decides its numbers; precision moves them by rounding alone.
-_NOT_DECIDING = {"source", "precision", "pooling"}
+# What a model's fingerprint holds beside what decides its numbers; precision moves them by rounding alone, and the
+# pooling of an encoder stands among its modules too.
+_NOT_DECIDING = {"source", "precision"}
+_NOT_DECIDING_VECTORS = {*_NOT_DECIDING, "pooling"}
 _FORMAT = 1
 
 
@@ -81,9 +83,9 @@ class FeatureExtractor:
             *("query_in_title", "query_in_document", "title_in_query"),
         ]
         if encoder is not None:
-            self.names.append(f"cosine(model {_hash(encoder.fingerprint())})")
+            self.names.append(f"cosine(model {_hash(encoder.fingerprint(), _NOT_DECIDING_VECTORS)})")
         if reranker is not None:
-            self.names.append(f"reranker(model {_hash(reranker.fingerprint())})")
+            self.names.append(f"reranker(model {_hash(reranker.fingerprint(), _NOT_DECIDING)})")
 
     def features(self, queries: Mapping[str, str], candidates: Run) -> list[NDArray[np.float32]]:
         """Return the features of every query's candidates; nan = missing.
@@ -263,6 +265,7 @@ def _reranker(known: Mapping[str, Any], precision: str, device: str) -> Reranker
     from retrieval.reranking import load_reranker
 
     settings: dict[str, Any] = {name: known.get(name) for name in ("query_max_length", "max_length")}
+    settings |= {name: known[name] for name in ("strategy", "top", "budget") if name in known}  # of a pairwise model
     return load_reranker(known["source"], precision=precision, device=device, **settings)
 
 
@@ -289,6 +292,6 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
-def _hash(fingerprint: Mapping[str, Any]) -> str:
-    deciding = {name: value for name, value in fingerprint.items() if name not in _NOT_DECIDING}
+def _hash(fingerprint: Mapping[str, Any], without: set[str]) -> str:
+    deciding = {name: value for name, value in fingerprint.items() if name not in without}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]

@@ -57,12 +57,15 @@ def label(
     What a teacher's score s becomes:
 
         graded   how many of the thresholds are ≤ s; given as they are, or as quantiles of all scores of these lists
-        soft     g / (1 + exp(−s / temperature)), or g × the softmax of s / temperature over the list; g is the split's
-                 highest grade, by which training divides the labels of a loss over probabilities
+        soft     g / (1 + exp(−s / temperature)), or g × the softmax of s / temperature over the list; g is the
+                 highest grade of the queries that get a row, by which training divides the labels of a loss over
+                 probabilities. A training run that carves dev from these queries may take the highest grade away,
+                 and then divides by less
         margin   s
 
-    Judgements win: a relevant document has at least its judged grade, and one that is judged below 1 has label 0. A relevant document that the list lacks is a positive by its judgement
-    alone; "margin" needs a score and leaves it out.
+    Judgements win: a relevant document has at least its judged grade, and one that is judged below 1 has label 0. A
+    relevant document that the list lacks is a positive by its judgement alone; "margin" needs a score and leaves it
+    out.
 
     Args:
         run: what `rerank` returned; its scores are the teacher's.
@@ -87,20 +90,19 @@ def label(
     check_labelling(kind, k, quantiles, thresholds, probability, temperature)
     lists = _lists(run, qrels, queries, corpus, k, on_error)
     cuts = _cuts(lists, quantiles, thresholds) if kind == "graded" else np.zeros(0)
-    highest = max([1, *(grade for judged in qrels.values() for grade in judged.values())])
+    judgements = {q: {doc_id: grade for doc_id, grade in qrels[q].items() if doc_id in corpus} for q in lists}
+    chosen = {q: _positives(kind, scores, judgements[q]) for q, scores in lists.items()}
+    highest = max([1, *(grade for q, found in chosen.items() if found for grade in qrels[q].values())])
     rows: list[TrainingRow] = []
     without: Counter[str] = Counter()
     for query_id, scores in lists.items():
-        judged = {doc_id: grade for doc_id, grade in qrels[query_id].items() if doc_id in corpus}
+        judged, positives = judgements[query_id], chosen[query_id]
         values = _labels(kind, score_array(scores, query_id).astype(np.float64), cuts, probability, temperature)
         if kind == "soft":
             values *= highest
         labels = dict(zip(scores, values.tolist(), strict=True))
         if kind != "margin" and scores:
             labels = _corrected(labels, judged)
-        positives = [doc_id for doc_id in labels if judged.get(doc_id, 0) >= 1]
-        if not positives:
-            positives = [doc_id for doc_id in labels if doc_id not in judged][:1]
         negatives = [doc_id for doc_id in scores if doc_id not in positives]
         if reason := _useless(kind, labels, positives, negatives):
             without[reason] += 1
@@ -172,6 +174,14 @@ def _lists(
         log.info("%d of the run's %d queries are not of the training split", len(run) - len(chosen), len(run))
     best = {query_id: dict(ranked(found)[:k]) for query_id, found in chosen.items()}
     return known_documents(best, corpus, on_error)
+
+
+def _positives(kind: str, scores: Mapping[str, float], judged: Mapping[str, int]) -> list[str]:
+    """Return the relevant documents of a list, and but for "margin" those that it lacks; or its best unjudged one."""
+    relevant = [doc_id for doc_id, grade in judged.items() if grade >= 1]
+    candidates = dict.fromkeys([*scores, *(relevant if scores and kind != "margin" else ())])
+    found = [doc_id for doc_id in candidates if judged.get(doc_id, 0) >= 1]
+    return found or [doc_id for doc_id in candidates if doc_id not in judged][:1]
 
 
 def _cuts(

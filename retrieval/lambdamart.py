@@ -23,6 +23,7 @@ from retrieval.ltr_data import LtrData
 from retrieval.svmlight import FeatureLists
 
 _LARGEST_GAIN = 60  # 2^grade - 1 of more than that is not told from 2^grade
+_LONGEST_LIST = 10_000  # LightGBM's own limit for a query
 
 
 class Trees:
@@ -68,11 +69,11 @@ def train_trees(
         The trees, a line of metrics for each tree that was grown, how many were grown and how many are kept.
 
     Raises:
-        InputError: grades that are not whole or too large, or LightGBM is not installed.
+        InputError: lists that do not suit trees, or LightGBM is not installed.
 
     """
     lightgbm = require("lightgbm", "ltr")
-    grades = _whole_grades(data.train, config)
+    grades = check_suits_trees(data.train, config)
     gains = [float(g) if config.gain == "linear" else 2.0**g - 1 for g in range(int(grades.max()) + 2)]
     settings = {
         "objective": config.loss,
@@ -98,6 +99,8 @@ def train_trees(
     best, best_score = 0, -1.0
     for tree in range(1, config.num_trees + 1):
         is_finished = booster.update()  # no split gains anything any more
+        if booster.num_trees() < tree:  # and a tree without a split is taken back, unless it is the first
+            break
         line: dict[str, Any] = {"step": tree}
         if dev is not None:
             total = total + booster.predict(dev[1], start_iteration=tree - 1, num_iteration=1)
@@ -124,14 +127,25 @@ def _score(lists: FeatureLists, scores: NDArray[np.float64]) -> float:
     return means(measure_lists(lists, [singles[rows] for rows in lists.slices()], [MEASURE]))[MEASURE]
 
 
-def _whole_grades(lists: FeatureLists, config: LtrConfig) -> NDArray[np.int32]:
+def check_suits_trees(lists: FeatureLists, config: LtrConfig) -> NDArray[np.int32]:
+    """Return the grades of training lists, whole.
+
+    Raises:
+        InputError: grades that are not whole or too large for the gain, or a list that LightGBM finds too long.
+
+    """
     grades = lists.labels
-    if not (grades == np.floor(grades)).all():
-        shown = grades[grades != np.floor(grades)][0]
-        raise InputError(
-            f"lambdamart takes whole grades, got {shown}; other scorers take fractions", path=config.features
-        )
+    is_fraction = grades != np.floor(grades)
+    if is_fraction.any():
+        row = int(np.argmax(is_fraction))
+        shown = f"{lists.labels[row]} in query {lists.query_of(row)!r}"
+        message = f"lambdamart takes whole grades, got {shown}; other scorers take fractions"
+        raise InputError(message, path=config.features)
     if grades.max() > _LARGEST_GAIN and config.gain == "exp2":
         message = f"has a grade of {grades.max():g}, too large for a gain of 2^grade - 1; --set loss.gain=linear"
         raise InputError(message, path=config.features)
+    if (longest := int(lists.sizes.max())) > _LONGEST_LIST:
+        query_id = lists.query_ids[int(lists.sizes.argmax())]
+        message = f"query {query_id!r} has {longest:,} documents; lambdamart takes up to {_LONGEST_LIST:,}"
+        raise InputError(f"{message}, other scorers take more", path=config.features)
     return grades.astype(np.int32)

@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -41,20 +40,31 @@ def load_ltr_data(config: LtrConfig) -> LtrData:
 
     Test lists are read here only so that their defects show before hours are spent.
     Without a file for dev, a fifth of the training queries is carved by the hash of their ids; with eval_strategy=no
-    all of them are trained on. Features that training does not know are left out of dev and test, and counted.
+    all of them are trained on. Features that training does not know are left out of dev and test, and counted; one that
+    two files name differently is refused.
 
     Raises:
-        InputError: a bad line (with file and line), a query in two files, no relevant document to learn from.
+        InputError: a bad line (with file and line), a query in two files, a file that is given twice, a feature of two
+            names, no relevant document to learn from.
 
     """
     files = {name: path for name in ("features", "valid", "test") if (path := getattr(config, name)) is not None}
     lists = {name: _read(path) for name, path in files.items()}
-    if not config.ids_restart:
+    hashes = {name: sha256_file(path) for name, path in files.items()}
+    if config.ids_restart:
+        _refuse_equal_files([(files[name], digest) for name, digest in hashes.items()])
+    else:
         refuse_shared_queries([(files[name], found) for name, found in lists.items()])
     train, dev = lists["features"], lists.get("valid")
+    for name, found in lists.items():
+        found.check_names(train.numbers, train.names, path=files[name], trained_on=config.features)
     if dev is None and config.eval_strategy != "no":
         train, dev = carve_lists(train)
-        logger.info("no --valid: %d of the %d queries were carved for it", len(dev), len(train) + len(dev))
+        message = (
+            "no --valid: %d of the %d queries were carved for it, by their ids alone; where queries are near-equal, "
+            "`rankwright features --dev-out` keeps them together"
+        )
+        logger.info(message, len(dev), len(train) + len(dev))
     if dev is not None and not (dev.labels > 0).any():
         logger.warning("no dev document has a grade > 0: nothing is validated")
         dev = None
@@ -65,12 +75,14 @@ def load_ltr_data(config: LtrConfig) -> LtrData:
     for name, found in lists.items():
         if name != "features":
             _tell_of_features(found, train, files[name])
-    digest = hashlib.sha256("\n".join(sha256_file(Path(path)) for path in files.values()).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(hashes.values()).encode()).hexdigest()
     return LtrData(train, None if dev is None else dev.align(train.numbers), digest)
 
 
 def carve_lists(lists: FeatureLists) -> tuple[FeatureLists, FeatureLists]:
     """Divide lists into training and dev: a fifth of the queries, by the hash of their ids (`retrieval.splits`).
+
+    A feature file has no texts of queries, so near-equal ones may fall on both sides.
 
     Raises:
         InputError: there is one query only.
@@ -102,6 +114,15 @@ def refuse_shared_queries(splits: Sequence[tuple[str, FeatureLists]]) -> None:
                 message = f"query {query_id!r} is in {seen[query_id]} too; a query belongs to one split"
                 raise InputError(f"{message} (--ids-restart if the files number their queries anew)", path=path)
         seen |= dict.fromkeys(found.query_ids, path)
+
+
+def _refuse_equal_files(files: Sequence[tuple[str, str]]) -> None:
+    """Refuse two (path, hash) with one hash: whose ids begin anew cannot be told apart by ids."""
+    seen: dict[str, str] = {}
+    for path, digest in files:
+        if digest in seen:
+            raise InputError(f"holds what {seen[digest]} holds; what is trained on must not be measured", path=path)
+        seen[digest] = path
 
 
 def without_unseen_features(train: FeatureLists) -> FeatureLists:

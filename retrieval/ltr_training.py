@@ -20,7 +20,7 @@ from retrieval.errors import InputError, require
 from retrieval.feature_evaluation import MEASURE, MEASURES, means, measure_lists
 from retrieval.feature_normalisation import Normalisation
 from retrieval.feature_ranker import FeatureRanker, score_network
-from retrieval.lambdamart import train_trees
+from retrieval.lambdamart import check_suits_trees, train_trees
 from retrieval.ltr_config import LtrConfig, build_ltr_loss
 from retrieval.ltr_data import LtrData, load_ltr_data
 from retrieval.run_folder import RunFolder
@@ -28,6 +28,8 @@ from retrieval.svmlight import FeatureLists, read_svmlight
 from retrieval.training_loop import planned_steps, run_training
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rankers.losses import LossSum, RankingLoss
 
 logger = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ def dry_run(config: LtrConfig, *, resume: bool = False, overwrite: bool = False)
     if config.scorer == "lambdamart":
         require("lightgbm", "ltr")
         RunFolder(Path(config.out), VERB).check(config, resume=resume, overwrite=overwrite)
-        load_ltr_data(config)
+        _tree_data(config)
         return config.num_trees
     make_task = partial(_begun, config, build_ltr_loss(config))
     return planned_steps(config, make_task, verb=VERB, resume=resume, overwrite=overwrite)
@@ -105,6 +107,12 @@ def _config(config: LtrConfig | None, settings: dict[str, Any]) -> LtrConfig:
 def _begun(config: LtrConfig, loss: RankingLoss | LossSum) -> tuple[FeatureTask, dict[str, str]]:
     data = load_ltr_data(config)
     return FeatureTask(config, loss, data), {"data": data.fingerprint}
+
+
+def _tree_data(config: LtrConfig) -> LtrData:
+    data = load_ltr_data(config)
+    check_suits_trees(data.train, config)
+    return data
 
 
 def _fitted(config: LtrConfig, data: LtrData) -> Normalisation:
@@ -145,6 +153,7 @@ class FeatureTask:
             loss.max_grade = self.max_grade
         loss.to(self.device)
         self._refuse_long_lists()
+        self._refuse_labels()
         self.features = [self.normalisation.apply(own) for own in data.train.split_features()]
         self.labels = data.train.split_labels()
         self.dev = [] if data.dev is None else [self.normalisation.apply(own) for own in data.dev.split_features()]
@@ -162,6 +171,35 @@ class FeatureTask:
                     f"loss: {term.name} compares all pairs of a list, and that of query {query_id!r} has {longest}"
                 )
                 raise InputError(f"{message} documents; allow it with --set loss.max_list={longest}")
+
+    def _refuse_labels(self) -> None:
+        """Try the loss on a document of each grade, so that a grade that it refuses is found before the run begins."""
+        train = self.data.train
+        grades, rows = np.unique(train.labels, return_index=True)
+        if not self._refusal(grades):
+            return
+        for row in np.sort(rows).tolist():
+            if reason := self._refusal(train.labels[row : row + 1]):
+                shown = f"query {train.query_of(row)!r} has a grade of {train.labels[row]:g}"
+                raise InputError(
+                    f"{shown}, which the loss {self.loss.name} refuses: {reason}", path=self.config.features
+                )
+
+    def _refusal(self, grades: NDArray[np.float32]) -> str:
+        """Return why the loss refuses lists of one document with these grades; "" when it takes them."""
+        import torch
+
+        labels = self._as_labels(torch.from_numpy(grades[:, None]).to(self.device))
+        try:
+            with torch.no_grad():
+                self.loss(torch.zeros_like(labels), labels)
+        except ValueError as error:
+            return str(error).removeprefix(f"labels[0, 0] is {labels[0, 0].item():g}: ")
+        return ""
+
+    def _as_labels(self, grades: Tensor) -> Tensor:
+        """Return grades as the loss takes them."""
+        return grades / self.max_grade if self.loss.kind == "probability" else grades
 
     def prepare(self) -> None:
         """Nothing is left to be made."""
@@ -188,9 +226,7 @@ class FeatureTask:
             for values in (self.features, self.labels)
         )
         where = where.to(self.device)
-        if self.loss.kind == "probability":
-            labels = labels / self.max_grade
-        loss = self.loss(self.model(features, where), labels, where)
+        loss = self.loss(self.model(features, where), self._as_labels(labels), where)
         value = float(loss.detach())
         if math.isfinite(value) and loss.requires_grad:
             loss.backward()
@@ -253,7 +289,7 @@ def _grow(config: LtrConfig, *, resume: bool, overwrite: bool) -> LtrResult:
     folder = RunFolder(Path(config.out), VERB)
     finished = folder.check(config, resume=resume, overwrite=overwrite)
     if finished is None:
-        data = load_ltr_data(config)
+        data = _tree_data(config)
         with locked(folder.path):
             finished = folder.begin(config, {"data": data.fingerprint}, resume=resume, overwrite=overwrite)
             if finished is None:
@@ -284,6 +320,6 @@ def _tested(config: LtrConfig, result: LtrResult) -> LtrResult:
     known = json.loads(path.read_text(encoding="utf-8"))
     if "test" not in known:
         lists = read_svmlight(config.test)
-        known["test"] = _measured(lists, FeatureRanker.load(result.out).score_lists(lists))
+        known["test"] = _measured(lists, FeatureRanker.load(result.out).score_lists(lists, config.test))
         RunFolder(result.out, VERB).write_result(**known)
     return LtrResult(result.out, result.steps, result.best_step, result.dev, known["test"])

@@ -69,6 +69,8 @@ class ScoredBlocks:
 def open_blocks(out: Path, *, resume: bool) -> Iterator[ScoredBlocks]:
     """Yield the finished blocks of the result `out`; they are deleted when the block ends well.
 
+    Until then their folder stays, even empty, beside an older `out`: it says that the result is not this one's yet.
+
     Args:
         out: the file that is to be made.
         resume: take what an earlier run left; else it is deleted.
@@ -81,7 +83,7 @@ def open_blocks(out: Path, *, resume: bool) -> Iterator[ScoredBlocks]:
         try:
             yield ScoredBlocks(folder, resume=resume)
         except BaseException:
-            if not any(folder.glob("*.json")):
+            if not out.exists() and not any(folder.glob("*.json")):
                 remove_folder(folder)
             raise
         remove_folder(folder)

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _WANTED = "wanted 'grade qid:ID 1:0.5 2:0.7 … # document id'"
 _TOO_LARGE = 2.0**128 - 2.0**103  # from here on a float64 becomes infinity as float32
 _LARGEST_NUMBER = 2**31 - 1
+_LONGEST_NUMBER = 100  # digits
 _BLOCK = 1 << 16  # documents whose places are computed at once
 _DOCID = re.compile(r"docid\s*=\s*(\S+)")
 _NAMED = re.compile(r"#\s*feature\s+(\d+)\s*:\s*(\S.*)")
@@ -75,6 +76,10 @@ class FeatureLists:
         """Return a (docs,) view for each query."""
         return [self.labels[rows] for rows in self.slices()]
 
+    def query_of(self, row: int) -> str:
+        """Return the id of the query that a row belongs to."""
+        return self.query_ids[int(np.searchsorted(np.cumsum(self.sizes), row, side="right"))]
+
     def select(self, queries: Sequence[int]) -> Self:
         """Return the lists at these places, in this order."""
         slices = self.slices()
@@ -87,6 +92,24 @@ class FeatureLists:
             features=self.features[rows],
             doc_ids=None if self.doc_ids is None else [self.doc_ids[row] for row in rows.tolist()],
         )
+
+    def check_names(
+        self,
+        numbers: NDArray[np.int64],
+        names: Sequence[str] | None,
+        *,
+        path: str | Path | None = None,
+        trained_on: str | Path = "training",
+    ) -> None:
+        """Refuse lists in which a feature has another name than in training, with its number and both names.
+
+        Names that are missing here or there are not compared; `path` and `trained_on` say where each was read.
+        """
+        known = {number: name for number, name in zip(numbers.tolist(), names or (), strict=False) if name}
+        for number, name in zip(self.numbers.tolist(), self.names or (), strict=False):
+            if name and known.get(number, name) != name:
+                message = f"feature {number} is {name!r} here and {known[number]!r} in {trained_on}"
+                raise InputError(f"{message}; a number must mean one feature", path=path)
 
     def align(self, numbers: NDArray[np.int64]) -> Self:
         """Return the lists with these feature numbers as columns: what is lacking is nan, what is new is left out."""
@@ -121,7 +144,7 @@ def write_svmlight(path: str | Path, lists: FeatureLists, names: Sequence[str] |
         path: the file, published in one step.
         lists: a feature that is nan is left out of its line.
         names: (features,) of the features; None: those of the lists. A feature with a name is read back even where no
-            line has it.
+            line has it; a column without a name that is nan everywhere leaves no trace in the file.
 
     Raises:
         InputError: an id or a name that a line cannot hold, a grade or value that is not finite.
@@ -292,9 +315,10 @@ class _Reader:
         if not token.isdigit():
             shown = _short(decode(token, self.path, line))
             raise self._bad(f"feature number {shown} is no whole number >= 1", line)
-        number = int(token)
+        number = int(token) if len(token) <= _LONGEST_NUMBER else 0  # Python refuses thousands of digits
         if not 1 <= number <= _LARGEST_NUMBER:
-            raise self._bad(f"feature number {number} must be 1 to {_LARGEST_NUMBER}", line)
+            shown = token.decode() if len(token) <= 40 else f"{token[:40].decode()}…"
+            raise self._bad(f"feature number {shown} must be 1 to {_LARGEST_NUMBER}", line)
         return number
 
     def _comment(self, text: str, line: int) -> None:

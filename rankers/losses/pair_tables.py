@@ -24,7 +24,7 @@ from rankers.losses.inputs import softplus
 SPACING = 1 / 8
 _AT_ONCE = 1 << 18  # numbers interpolated, or cells of (nodes × p) computed, together
 _FARTHEST = 1e15  # nodes from 0: beyond, neighbouring doubles are not neighbouring nodes
-_MOST_NODES = 10**8  # 0.8 GB a table
+_MOST_NODES = 10**7  # of some 90 bytes each while the tables are made: 0.9 GB
 # of the node before, the two around and the one after: the cubic's weight as coefficients of 1, t, t², t³
 _CUBIC = ((0, -1 / 3, 1 / 2, -1 / 6), (1, -1 / 2, -1, 1 / 2), (0, 1, 1 / 2, -1 / 2), (0, -1 / 6, 0, 1 / 6))
 _MOST_CELLS = 10**11  # nodes × relevant scores: a few minutes; beyond, the scores are no cosines
@@ -152,7 +152,10 @@ class PairTables:
 
 
 def _place(scores: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Return (n,) the node below each score, and (n,) how far it is on the way to the next, in [0, 1): exact."""
+    """Return (n,) the node below each score, and (n,) how far it is on the way to the next, in [0, 1].
+
+    Exact but just below 0, where a distance next to 1 is rounded and may become 1.
+    """
     place = scores / SPACING
     node = place.floor()
     return node.long() - first, place - node

@@ -189,11 +189,11 @@ def log_softmax_at(cells: Cells, logits: Tensor, where: Tensor) -> Tensor:
 
 
 def _lifted(logits: Tensor, positive: Cells, where: Tensor, lift: Tensor | None) -> tuple[Tensor, Cells, Tensor]:
-    """Return logits with what is added to negatives, and the masks; -inf at a negative of weight 0: as if masked."""
+    """Return logits with what is added to negatives, and the masks; a negative of weight 0 (-inf) counts as masked."""
     if lift is None:
         return logits, positive, where
     lift = lift.index_put(positive, lift.new_zeros(()))
-    where = where & (lift > -math.inf)
+    where = where & (lift != -math.inf)  # nan stays: a broken score must show in the loss
     return logits + lift.masked_fill(~where, 0), positive, where
 
 

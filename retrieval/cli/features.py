@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from retrieval.known_documents import known_documents
     from retrieval.splits import carve_dev
     from retrieval.svmlight import write_svmlight
-    from retrieval.trec import read_run
+    from retrieval.trec import ranked, read_run
 
     if args.k < 1:
         raise InputError(f"--k must be >= 1, got {args.k}")
@@ -68,9 +68,10 @@ def run(args: argparse.Namespace) -> int:
     parts = {args.out: answered}
     if args.dev_out is not None:
         parts[args.out], parts[args.dev_out] = carve_dev(answered, queries)
-    known_documents({query_id: found[query_id] for query_id in answered}, collection.corpus)
+    best = {query_id: dict(ranked(found[query_id])[: args.k]) for query_id in answered}
+    known_documents(best, collection.corpus)
     extractor = _extractor(args, collection)
-    lists = feature_lists(found, extractor, queries, answered, k=args.k)
+    lists = feature_lists(best, extractor, queries, answered, k=args.k)
     for path, chosen in parts.items():
         own = lists.select([place for place, query_id in enumerate(lists.query_ids) if query_id in chosen])
         write_svmlight(path, own)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from retrieval.errors import InputError
 if TYPE_CHECKING:
     from retrieval.collection import Collection
     from retrieval.reranking import Reranker, RunReranker
+    from retrieval.trec import Run
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +69,23 @@ def run(args: argparse.Namespace) -> int:
     from retrieval.trec import read_run, write_run
 
     if args.resume and Path(args.out).exists() and not blocks_folder(Path(args.out)).exists():
-        logger.info("%s is complete; nothing to do", args.out)
+        logger.warning("%s is complete; nothing to do (whether it has these settings was not looked at)", args.out)
         return 0
 
-    found = read_run(Path(args.run))
-    collection = Collection.load(args.data)
-    queries = _queries(args, collection)
+    with open_blocks(Path(args.out), resume=args.resume) as blocks:
+        found = read_run(Path(args.run))
+        collection = Collection.load(args.data)
+        queries = _queries(args, collection)
+        found = _of_split(args, found, queries, collection)
+        reranker = _reranker(args, collection)
+        result = rerank(found, reranker, queries, collection.corpus, k=args.k, on_error=args.on_error, blocks=blocks)
+        write_run(Path(args.out), result, args.tag)
+    logger.info("%s: %d queries, the first %d documents of each reranked", args.out, len(result), args.k)
+    return 0
+
+
+def _of_split(args: argparse.Namespace, found: Run, queries: Mapping[str, str], collection: Collection) -> Run:
+    """Return the run without the queries of other splits, or refuse one of which nothing is left."""
     if args.split is not None:
         n_all = len(found)
         found = {query_id: docs for query_id, docs in found.items() if query_id in queries}
@@ -82,12 +95,7 @@ def run(args: argparse.Namespace) -> int:
             logger.info("%d of the run's %d queries are not in split %s", n_all - len(found), n_all, args.split)
     if not found:
         raise InputError("holds no document to rerank", path=args.run, kind="empty")
-    with open_blocks(Path(args.out), resume=args.resume) as blocks:
-        reranker = _reranker(args, collection)
-        result = rerank(found, reranker, queries, collection.corpus, k=args.k, on_error=args.on_error, blocks=blocks)
-        write_run(Path(args.out), result, args.tag)
-    logger.info("%s: %d queries, the first %d documents of each reranked", args.out, len(result), args.k)
-    return 0
+    return found
 
 
 def _tournament(args: argparse.Namespace) -> dict[str, Any]:

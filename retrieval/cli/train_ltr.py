@@ -51,7 +51,11 @@ _OURS = ("features", "valid", "test", "loss", "learning_rate", "out", "seed", "d
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every field of LtrConfig."""
     parser.add_argument("--features", metavar="FILE", required=True, help="SVMlight file of the training lists")
-    parser.add_argument("--valid", metavar="FILE", help="of the dev lists; default: a fifth of the queries, by hash")
+    valid = (
+        "of the dev lists; default: a fifth of the queries, by the hash of their ids alone (near-equal queries stay "
+    )
+    valid += "together in what `rankwright features --dev-out` writes)"
+    parser.add_argument("--valid", metavar="FILE", help=valid)
     parser.add_argument("--test", metavar="FILE", help="of lists that the finished model is measured on")
     losses = "a loss (see: rankwright losses) or a sum, default softmax_ce; of lambdamart lambdarank or rank_xendcg"
     parser.add_argument("--loss", metavar="EXPR", default="", help=losses)

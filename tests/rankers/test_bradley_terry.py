@@ -198,6 +198,13 @@ def test_candidates_that_never_lose_are_drawn_and_fitted_by_the_same_rule():
     assert "is not contradicted" in found.verdict
 
 
+def test_samples_without_a_maximum_get_the_half_win_where_the_data_need_no_prior():
+    """The three games of a pair often go one way; where no chain of wins is left, strengths have no maximum."""
+    found = misfit(circle(3, 2), prior=0, resamples=49)
+    assert found.fits is True
+    assert found.deviance == misfit(circle(3, 2), resamples=49).deviance
+
+
 @pytest.mark.parametrize(
     ("wins", "reason"),
     [

@@ -134,8 +134,29 @@ def test_an_interrupted_command_goes_on(cli, runs, collection, stub, monkeypatch
     assert f"{len(before)} of 12 queries are scored already" in err
     assert sorted(stub.seen) == sorted(queries.values())
     assert read_run("r.run") == rerank(read_run(runs / "test.run"), StubReranker(), queries, collection.corpus)
-    assert cli(*command, "--resume") == (0, "", "r.run is complete; nothing to do\n")
+    said = "warning: r.run is complete; nothing to do (whether it has these settings was not looked at)\n"
+    assert cli(*command, "--resume") == (0, "", said)
     assert sorted(os.listdir()) == ["r.run"]
+
+
+@pytest.mark.parametrize("stopped", ["retrieval.trec.read_run", "retrieval.collection.Collection.load", "scoring"])
+def test_an_old_result_is_not_taken_for_one_that_was_never_begun(cli, runs, collection, stub, monkeypatch, stopped):
+    command = ["rerank", "--run", runs / "test.run", "--model", "m", "--data", collection.path, "--out", "r.run"]
+    Path("r.run").write_text("old\n")
+    with monkeypatch.context() as patched:
+        if stopped == "scoring":
+            patched.setattr(stub, "fail_at", next(iter(collection.queries("test").values())))
+        else:
+            patched.setattr(stopped, interrupted)
+        assert cli(*command, "--overwrite")[0] == 130
+    assert Path("r.run").read_text() == "old\n"
+    status, _, err = cli(*command, "--resume")
+    assert (status, err) == (0, "r.run: 12 queries, the first 100 documents of each reranked\n")
+    assert sorted(os.listdir()) == ["r.run"]
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
 
 
 def test_rerank_with_a_model(cli, runs, collection, tiny_model):
@@ -195,6 +216,15 @@ def test_near_equal_queries_stay_on_one_side(cli, runs, collection):
     assert cli("features", "--run", runs / "train.run", "--data", collection.path, "--split", "train", *files)[0] == 0
     _, dev = carve_dev(collection.qrels("train"), collection.queries("train"))
     assert set(read_svmlight("dev.svm").query_ids) == set(dev)
+
+
+def test_documents_below_k_need_not_be_known(cli, runs, collection):
+    lines = "q-saddle-0 Q0 otter-0 1 2.0 x\nq-saddle-0 Q0 nothing 2 1.0 x\n"
+    Path("deep.run").write_text(lines)
+    features = ["features", "--run", "deep.run", "--data", collection.path, "--split", "test", "--out", "f.svm"]
+    one_error(cli(*features, "--k", 2), "document 'nothing', which is not in the corpus")
+    assert cli(*features, "--k", 1)[0] == 0
+    assert read_svmlight("f.svm").doc_ids == ["otter-0"]
 
 
 # --- label -----------------------------------------------------------------------------------------------------------

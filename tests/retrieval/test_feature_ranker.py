@@ -1,6 +1,7 @@
 """Feature rankers: from and to the disk, with missing features, empty lists and foreign columns."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,14 @@ def test_foreign_columns_are_ignored_and_lacking_ones_missing(rankers):
     blank[:, 1:] = np.nan
     parts = [blank[rows] for rows in found.slices()]
     assert all(map(np.array_equal, ranker.score_lists(narrow), ranker.score(parts)))
+
+
+def test_a_feature_of_another_name_is_refused(rankers):
+    ranker = FeatureRanker.load(rankers / "mlp")
+    other = replace(lists(3), names=["signal", "length", ""])
+    with pytest.raises(InputError, match=r"^f\.svm: feature 2 is 'length' here and 'noise' in training; a number"):
+        ranker.score_lists(other, "f.svm")
+    assert len(ranker.score_lists(replace(other, names=None))) == 3
 
 
 def test_a_network_without_training_ranks_by_the_normalised_features():

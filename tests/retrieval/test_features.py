@@ -109,7 +109,8 @@ def test_names_know_what_decides_the_models(collection):
         return FeatureExtractor(collection.corpus, reranker=StubReranker(**changes)).names[-1]
 
     assert name() == name(source="moved") == name(precision="bf16")
-    assert len({name(), name(sign=-1), name(max_length=64)}) == 3
+    others = [name(sign=-1), name(max_length=64), name(pooling="mean"), name(pooling="first"), name(strategy="sort")]
+    assert len({name(), *others}) == 6
 
 
 def test_lists_of_a_split_have_grades_and_ids(extractor, tmp_path):
@@ -191,6 +192,21 @@ def test_a_recipe_makes_the_extractor_again(collection, tmp_path, monkeypatch):
     write_json(recipe_path(tmp_path / "f.svm"), changed)
     with pytest.raises(InputError, match=r"made with 'reranker\(model \w{12}\)', now it is 'reranker\(model \w{12}\)'"):
         load_extractor(tmp_path / "f.svm", collection)
+
+
+def test_a_recipe_keeps_the_tournament_of_a_pairwise_model(collection, tmp_path, monkeypatch):
+    tournament = {"strategy": "sort", "top": 3, "budget": None}
+    loaded = {}
+
+    def load(source, **settings):
+        loaded.update(settings)
+        return StubReranker(**{name: settings[name] for name in tournament})
+
+    monkeypatch.setattr("retrieval.reranking.load_reranker", load)
+    made = FeatureExtractor(collection.corpus, reranker=StubReranker(**tournament))
+    write_json(recipe_path(tmp_path / "f.svm"), made.recipe())
+    assert load_extractor(tmp_path / "f.svm", collection).names == made.names
+    assert tournament.items() <= loaded.items()
 
 
 @pytest.mark.parametrize(

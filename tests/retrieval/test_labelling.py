@@ -79,11 +79,21 @@ def test_probabilities_by_sigmoid(labelled):
     assert rows["b"].positive_labels == pytest.approx((2 * sigmoid(0.25),))
 
 
+def test_the_highest_grade_is_that_of_the_queries_with_a_row(labelled):
+    """Training divides by the highest grade that its rows' queries have; another query's 2 is not known there."""
+    rows = labelled("soft", run={"b": RUN["b"], "c": {"d0": 1.0, "d1": 0.5}})
+    assert rows["c"].positive_labels == (1.0,)
+    assert rows["c"].negative_labels == pytest.approx((sigmoid(0.5),))
+    qrels = QRELS["train"] | {"b": {"d5": 3, "d4": 0, "d6": 0}, "c": {"d0": 1, "gone": 2}}
+    rows = labelled("soft", run={"b": {}, "c": {"d0": 1.0, "d1": 0.5}}, qrels=qrels)
+    assert rows["c"].negative_labels == pytest.approx((2 * sigmoid(0.5),))
+
+
 def test_probabilities_by_softmax_over_the_list(labelled):
     rows = labelled("soft", run={"b": {"d4": 2.0, "d6": 1.0, "d0": 1.0}}, probability="softmax")
     total = math.e + 1 + 1
-    assert rows["b"].positive_labels == pytest.approx((2 * math.e / total,))
-    assert rows["b"].negative_labels == pytest.approx((2 / total, 2 / total))
+    assert rows["b"].positive_labels == pytest.approx((math.e / total,))
+    assert rows["b"].negative_labels == pytest.approx((1 / total, 1 / total))
 
 
 def test_scores_as_they_are(labelled):

@@ -13,7 +13,8 @@ from retrieval.feature_evaluation import MEASURE, means, measure_lists
 from retrieval.feature_normalisation import Normalisation
 from retrieval.feature_ranker import FeatureRanker
 from retrieval.lambdamart import Trees
-from retrieval.ltr_training import train_ltr
+from retrieval.ltr_config import OBJECTIVES, LtrConfig
+from retrieval.ltr_training import dry_run, train_ltr
 
 lightgbm = pytest.importorskip("lightgbm", reason="needs the ltr extra")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,20 +94,65 @@ def test_the_gain_reaches_lightgbm(train, tmp_path, gain):
 @pytest.mark.parametrize(
     ("grade", "settings", "message"),
     [
-        (0.5, {}, "lambdamart takes whole grades, got 0.5"),
+        (0.5, {}, "lambdamart takes whole grades, got 0.5 in query 'q3'; other scorers take fractions"),
         (61, {}, "a grade of 61, too large for a gain of 2"),
     ],
 )
 def test_grades_that_trees_cannot_take(tmp_path, grade, settings, message):
     found = lists(10)
     labels = found.labels.copy()
-    labels[::2] = grade
+    labels[19::2] = grade
     path = written(tmp_path / "train.txt", replace(found, labels=labels))
-    with pytest.raises(InputError, match=message):
-        train_ltr(features=path, **SMALL, out=str(tmp_path / "run"), **settings)
+    refused_before_anything_is_deleted(path, tmp_path, message, **settings)
     if grade > 1:
         linear = {"loss.gain": "linear", "eval_strategy": "no"}
         assert train_ltr(features=path, **SMALL, out=str(tmp_path / "linear"), **linear).steps == 15
+
+
+def refused_before_anything_is_deleted(path, tmp_path, message, **settings):
+    """An older run survives, in training and in a dry run."""
+    old = written(tmp_path / "old.txt", lists(10))
+    train_ltr(features=old, **SMALL, out=str(tmp_path / "run"))
+    config = LtrConfig.from_dict({"features": path, **SMALL, "out": str(tmp_path / "run"), **settings})
+    for begin in (train_ltr, dry_run):
+        with pytest.raises(InputError, match=message):
+            begin(config, overwrite=True)
+    assert len(FeatureRanker.load(tmp_path / "run").score_lists(lists(3))) == 3
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("loss", OBJECTIVES)
+def test_a_list_that_is_too_long_for_lightgbm(tmp_path, loss):
+    found = lists(1, docs=10_001, prefix="long")
+    path = written(tmp_path / "train.txt", found)
+    message = "query 'long0' has 10,001 documents; lambdamart takes up to 10,000, other scorers take more"
+    refused_before_anything_is_deleted(path, tmp_path, message, loss=loss, eval_strategy="no")
+    fitting = written(tmp_path / "fitting.txt", lists(1, docs=10_000))
+    settings = SMALL | {"num_trees": 1, "loss": loss, "eval_strategy": "no"}
+    assert train_ltr(features=fitting, **settings, out=str(tmp_path / "fitting")).steps == 1
+
+
+def test_a_tree_that_lightgbm_takes_back_is_not_counted(tmp_path):
+    """Each list has one relevant document, told by a feature of two values: soon no split gains anything."""
+    found = lists(20)
+    features = np.zeros_like(found.features)
+    labels = np.zeros_like(found.labels)
+    labels[::6], features[::6, 0] = 1, 1
+    path = written(tmp_path / "train.txt", replace(found, features=features, labels=labels))
+    settings = {"scorer": "lambdamart", "num_trees": 50, "min_data_in_leaf": 1, "learning_rate": 1.0}
+    result = train_ltr(features=path, **settings, eval_strategy="no", out=str(tmp_path / "run"))
+    booster = FeatureRanker.load(tmp_path / "run").model.booster
+    assert 1 < result.steps == result.best_step == booster.num_trees() < 50
+    assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == result.steps
+
+
+def test_where_no_split_is_possible_one_constant_tree_is_kept(tmp_path):
+    found = lists(4)
+    path = written(tmp_path / "train.txt", replace(found, features=np.ones_like(found.features)))
+    result = train_ltr(features=path, **SMALL, eval_strategy="no", out=str(tmp_path / "run"))
+    ranker = FeatureRanker.load(tmp_path / "run")
+    assert result.steps == result.best_step == ranker.model.booster.num_trees() == 1
+    assert {float(score) for own in ranker.score_lists(found) for score in own} == {0.0}
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path):

@@ -29,8 +29,13 @@ def share(query_id: str) -> float:
     return int(hashlib.sha256(query_id.encode()).hexdigest(), 16) / 2**256
 
 
-def test_a_fifth_is_carved_by_the_hash_of_the_ids(load):
-    data = load(lists(50))
+def test_a_fifth_is_carved_by_the_hash_of_the_ids(load, caplog):
+    with caplog.at_level(logging.INFO, logger="retrieval"):
+        data = load(lists(50))
+    assert (
+        "carved for it, by their ids alone; where queries are near-equal, `rankwright features --dev-out`"
+        in caplog.text
+    )
     assert data.dev.query_ids == [query_id for query_id in lists(50).query_ids if share(query_id) < 0.2]
     assert data.train.query_ids == [query_id for query_id in lists(50).query_ids if share(query_id) >= 0.2]
     whole = lists(50)
@@ -60,6 +65,26 @@ def test_the_same_file_twice_is_refused(tmp_path):
     path = written(tmp_path / "train.txt", lists(5))
     with pytest.raises(InputError, match="query 'q0' is in"):
         load_ltr_data(LtrConfig(out="run", features=path, valid=path))
+
+
+def test_a_copy_of_a_file_is_refused_where_ids_begin_anew(load, tmp_path):
+    with pytest.raises(InputError) as caught:
+        load(lists(5), lists(3, seed=1), lists(5), ids_restart=True)
+    expected = f"{tmp_path}/test.txt: holds what {tmp_path}/features.txt holds; what is trained on must not be measured"
+    assert str(caught.value) == expected
+    assert len(load(lists(5), lists(3, seed=1), lists(5, seed=2), ids_restart=True).train) == 5
+
+
+@pytest.mark.parametrize("name", ["valid", "test"])
+def test_a_feature_of_two_names_is_refused(load, tmp_path, name):
+    other = replace(lists(3, prefix="v"), names=["signal", "noise", "length"])
+    with pytest.raises(InputError) as caught:
+        load(lists(5), **{name: other})
+    message = f"{tmp_path}/{name}.txt: feature 4 is 'length' here and 'constant' in {tmp_path}/features.txt"
+    assert str(caught.value) == f"{message}; a number must mean one feature"
+    for names in (["signal", "", ""], None):
+        load(lists(5), **{name: replace(other, names=names)})
+        load(replace(lists(5), names=names), **{name: other})
 
 
 def test_features_that_training_lacks_are_left_out_and_told(load, caplog, tmp_path):

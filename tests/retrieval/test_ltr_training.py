@@ -148,6 +148,31 @@ def test_a_long_list_is_refused_before_training(files, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("loss", ["decoupled_softmax", "softmax_ce + decoupled_softmax"])
+def test_grades_that_a_loss_refuses_are_found_before_the_run_begins(files, tmp_path, loss):
+    train_ltr(**files, **SMALL, out=str(tmp_path / "run"))
+    found = lists(40)
+    found.labels[[6 * 7 + 1, 6 * 9]] = 0.5
+    settings = {"features": written(tmp_path / "other.txt", found), "loss": loss, "eval_strategy": "no"}
+    config = LtrConfig.from_dict({**SMALL, **settings, "out": str(tmp_path / "run")})
+    for begin in (train_ltr, dry_run):
+        with pytest.raises(InputError) as caught:
+            begin(config, overwrite=True)
+        message = (
+            f"{tmp_path}/other.txt: query 'q7' has a grade of 0.5, which the loss {loss} refuses: binary labels are"
+        )
+        assert str(caught.value).startswith(message)
+    assert (tmp_path / "run" / "result.json").exists()
+    if loss == "decoupled_softmax":
+        assert train_ltr(config, overwrite=True, **{"loss.positive_from": 0.5}).steps > 0
+
+
+def test_many_fractional_grades_are_fine_where_a_loss_takes_them(files, tmp_path):
+    found = lists(40)
+    found.labels[:] = np.random.default_rng(0).random(len(found.labels))
+    assert task({"features": written(tmp_path / "soft.txt", found)}, loss="softmax_ce + bixse").max_grade == 1
+
+
 def test_a_loss_that_breaks_names_the_queries(files, tmp_path):
     with pytest.raises(TrainingStoppedError, match=r"queries q\d+"):
         train_ltr(**files, **SMALL | {"learning_rate": 1e38}, out=str(tmp_path / "run"), eval_strategy="no")

@@ -82,6 +82,18 @@ def test_a_failure_before_the_first_block_leaves_nothing(corpus, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_failure_beside_an_older_result_leaves_a_sign(corpus, tmp_path):
+    """Without it, --resume would take the older result for the one that was asked for."""
+    out = tmp_path / "out.run"
+    out.write_text("old\n")
+    with pytest.raises(KeyboardInterrupt), open_blocks(out, resume=False):
+        raise KeyboardInterrupt
+    assert blocks_folder(out).is_dir()
+    with open_blocks(out, resume=True) as blocks:
+        assert set(rerank(RUN, StubReranker(), QUERIES, corpus, blocks=blocks)) == {"q1", "q3"}
+    assert not blocks_folder(out).exists()
+
+
 def test_two_processes_cannot_work_on_one_result(tmp_path):
     out = tmp_path / "out.run"
     with (

@@ -95,6 +95,17 @@ def test_named_features_are_there_even_where_no_line_has_them(tmp_path):
         ("1 qid:a -3:1", "feature number '-3' is no whole number >= 1"),
         ("1 qid:a 1.5:1", "feature number '1.5' is no whole number >= 1"),
         ("1 qid:a 99999999999:1", "feature number 99999999999 must be 1 to 2147483647"),
+        pytest.param(
+            f"1 qid:a {'9' * 5000}:1", f"feature number {'9' * 40}… must be 1 to 2147483647", id="thousands of digits"
+        ),
+        pytest.param(
+            f"1 qid:a {'9' * 200}:1", f"feature number {'9' * 40}… must be 1 to 2147483647", id="hundreds of digits"
+        ),
+        pytest.param(
+            f"# feature {'9' * 5000}: bm25",
+            f"feature number {'9' * 40}… must be 1 to 2147483647",
+            id="thousands of digits of a named one",
+        ),
         ("1 qid:a 2:1 1:1", "feature 1 stands behind 2; feature numbers must ascend"),
         ("1 qid:a 2:1 2:1", "feature 2 stands twice"),
         ("1 qid:a 2", "'2' is no feature; wanted number:value"),
@@ -125,6 +136,12 @@ def test_a_file_without_documents_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError, match="holds no document; wanted 'grade qid:ID"):
         read_svmlight(path)
+
+
+def test_a_column_that_is_nan_everywhere_is_read_back_by_its_name_alone(tmp_path):
+    lists = replace(made(), features=np.full((3, 2), np.nan, dtype=np.float32))
+    write_svmlight(tmp_path / "some.txt", lists, ["", "a name"])
+    assert read_svmlight(tmp_path / "some.txt").names == ["a name"]
 
 
 def test_what_is_written_is_read_back(tmp_path):
