@@ -223,6 +223,8 @@ def table(options: Options, results: Results) -> str:
 
 def _trials_table(options: Options, results: Results) -> str:
     body = []
+    if all(results.values(NAME, cell) is None for cell in trials(options)):
+        return ""
     for method in TRIED:
         mine = [cell for cell in trials(options) if cell.settings["method"] == method]
         found = [results.values(NAME, cell) for cell in mine]
