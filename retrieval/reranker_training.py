@@ -13,7 +13,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from retrieval.objective import build_loss
 from retrieval.pairwise_reranker import PairwiseReranker
 from retrieval.reranker_config import RerankerConfig
 from retrieval.reranking import Reranker, rerank
+from retrieval.steps import one_ahead
 from retrieval.training_data import TrainingData, load_training_data
 from retrieval.training_loop import TrainResult, planned_steps, run_training
 from retrieval.trec import Run, read_run
@@ -186,25 +186,18 @@ class RerankerTask:
 
     def steps(self, first: int, total: int) -> Iterator[list[TokenizedList]]:
         """Yield the lists of each step, drawn and tokenised while the step before is computed."""
-        numbers = self._numbers(first, total)
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(self._made, next(numbers, None))
-            while (step := waiting.result()) is not None:
-                waiting = pool.submit(self._made, next(numbers, None))
-                yield step
+        return one_ahead(self._steps(first, total))
 
-    def _numbers(self, first: int, total: int) -> Iterator[tuple[int, list[int]]]:
-        """Yield epoch and row numbers of each step."""
-        size = self.config.gradient_accumulation_steps
-        for step in range(first, total):
-            epoch, place = divmod(step, self.steps_per_epoch)
-            batches = self.batcher.epoch(epoch)[place * size : (place + 1) * size]
-            yield epoch, [int(number) for batch in batches for number in batch]
+    def _steps(self, first: int, total: int) -> Iterator[list[TokenizedList]]:
+        size, in_epoch = self.config.gradient_accumulation_steps, self.steps_per_epoch
+        for epoch in range(first // in_epoch, math.ceil(total / in_epoch)):
+            batches = self.batcher.epoch(epoch)
+            for place in range(in_epoch):
+                if first <= epoch * in_epoch + place < total:
+                    ours = batches[place * size : (place + 1) * size]
+                    yield self._made([int(number) for batch in ours for number in batch], epoch)
 
-    def _made(self, asked: tuple[int, list[int]] | None) -> list[TokenizedList] | None:
-        if asked is None:
-            return None
-        epoch, numbers = asked
+    def _made(self, numbers: Sequence[int], epoch: int) -> list[TokenizedList]:
         if self.is_pairwise:
             return self._duels(numbers, epoch)
         drawn = (self.batcher.make(number, epoch) for number in numbers)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from retrieval.batches import Batch, Batcher, micro_batches
 from retrieval.cells import CellTargets
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from rankers.engine import Matryoshka, RowTargets
     from rankers.losses import LossSum, RankingLoss
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,16 @@ def steps_ahead(
     batcher: Batcher, encoder: Encoder, *, first: int, total: int, accumulation: int
 ) -> Generator[list[TokenizedBatch], None, None]:
     """Yield the batches of steps `first` … `total` - 1, each made and tokenised while the one before is computed."""
-    steps = _steps(batcher, encoder, first, total, accumulation)
+    return one_ahead(_steps(batcher, encoder, first, total, accumulation))
+
+
+def one_ahead(steps: Iterator[T]) -> Generator[T, None, None]:
+    """Yield what an iterator gives, each made in a thread while the one before is in use."""
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, steps, None)
-        while (batches := waiting.result()) is not None:
+        while (step := waiting.result()) is not None:
             waiting = pool.submit(next, steps, None)
-            yield batches
+            yield step
 
 
 def _steps(
