@@ -43,6 +43,12 @@ def split_folder(source: Collection, splits: Mapping[str, Qrels], folder: Path) 
     return wanted
 
 
+def first_queries(qrels: Qrels, count: int) -> Qrels:
+    """Return the queries of the lowest sha256 of their ids, in that order."""
+    kept = sorted(qrels, key=lambda query_id: hashlib.sha256(query_id.encode()).hexdigest())[:count]
+    return {query_id: qrels[query_id] for query_id in kept}
+
+
 def data_hash(source: Collection, splits_hash: str = "") -> str:
     """Return one hash of documents, queries, and the splits given or else the collection's own."""
     own = splits_hash or fingerprint({split: source.qrels(split) for split in source.splits})

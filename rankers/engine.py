@@ -56,6 +56,18 @@ class Targets(Protocol):
         ...
 
 
+class Watch(Protocol):
+    """Sees what a step computes anyway, and changes nothing of it."""
+
+    def embedded(self, queries: Tensor, documents: Tensor) -> None:
+        """Take the embeddings of a batch, without their graph."""
+        ...
+
+    def scored(self, start: int, scores: Tensor, targets: RowTargets) -> None:
+        """Take the scores of a block of rows, of which `start` is the first, without their graph."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class WholeTargets:
     """Targets that are whole in memory, for a batch that is small or already a matrix."""
@@ -104,6 +116,7 @@ def gradients(
     block: int = BLOCK,
     state: Mapping[str, Tensor] | None = None,
     processes: Processes | None = None,
+    watch: Watch | None = None,
 ) -> Gradients:
     """Return loss and gradients of a batch from its embeddings, a block of rows at a time.
 
@@ -120,6 +133,7 @@ def gradients(
         block: scores that may be alive together; at least LEAST_ROWS rows are.
         state: name → (rows,) of a loss with state.
         processes: of a group; None: this one alone.
+        watch: sees the scores of each block.
 
     Raises:
         ValueError: when a loss that needs the whole matrix runs in several processes, or the loss refuses its input.
@@ -155,6 +169,8 @@ def gradients(
             states.append(new)
         share.backward()
         value += share.detach()
+        if watch is not None:
+            watch.scored(start, scores.detach(), part)
         slope = scores.grad
         assert slope is not None
         by_query.index_add_(0, ours, slope @ everywhere)
@@ -167,43 +183,62 @@ def gradients(
 
 
 @dataclass(frozen=True, slots=True)
-class Matryoshka:
-    """A loss over several lengths of the same embeddings, so that their first dimensions serve alone.
-
-        loss = Σ_d weight_d · L(scores from the first d dimensions)
+class View:
+    """Columns of the embeddings that are compared on their own.
 
     Attributes:
-        dimensions: d → weight_d.
-        normalize: make what is left of a unit vector a unit vector again: for cosines.
-
-    Source: Kusupati et al. 2022, "Matryoshka Representation Learning" (arXiv:2205.13147).
+        start, stop: the columns.
+        weight: of the loss over them.
+        normalize: make what is cut from a unit vector a unit vector again: for cosines.
 
     """
 
-    dimensions: Mapping[int, float]
-    normalize: bool = True
+    start: int
+    stop: int
+    weight: float = 1.0
+    normalize: bool = False
 
-    def cut(self, embeddings: Tensor, dimension: int) -> Tensor:
-        """Return the first dimensions, (n, d)."""
-        if not 0 < dimension <= embeddings.shape[1]:
-            raise ValueError(f"matryoshka dimension {dimension}: the embeddings have {embeddings.shape[1]}")
-        first = embeddings[:, :dimension]
-        return torch.nn.functional.normalize(first, dim=1) if self.normalize else first
+    def of(self, embeddings: Tensor) -> Tensor:
+        """Return the columns, (n, stop - start)."""
+        if not 0 <= self.start < self.stop <= embeddings.shape[1]:
+            got = f"columns {self.start} to {self.stop}"
+            raise ValueError(f"{got}: the embeddings have {embeddings.shape[1]}")
+        part = embeddings[:, self.start : self.stop]
+        return torch.nn.functional.normalize(part, dim=1) if self.normalize else part
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """A loss over several views of the same embeddings.
+
+    loss = sum over v of weight_v * L(scores from the columns of view v)
+
+    """
+
+    parts: tuple[View, ...]
+
+    @classmethod
+    def matryoshka(cls, dimensions: Mapping[int, float], *, normalize: bool = True) -> Views:
+        """Return views of the first d dimensions, d -> weight, so that these serve alone.
+
+        Source: Kusupati et al. 2022, "Matryoshka Representation Learning" (arXiv:2205.13147).
+        """
+        return cls(tuple(View(0, d, weight, normalize=normalize) for d, weight in dimensions.items()))
 
     def gradients(
         self, loss: RankingLoss | LossSum, queries: Tensor, documents: Tensor, targets: Targets, **arguments: Any
     ) -> Gradients:
-        """Return loss and gradients as :func:`gradients` does, whose arguments these are."""
+        """Return loss and gradients as :func:`gradients` does, whose arguments these are; the first view is watched."""
         if loss.keeps_state:
-            raise ValueError(f"{loss.name} keeps one state of each query; it cannot look at several dimensions")
+            raise ValueError(f"{loss.name} keeps one state of each query; it cannot look at several views")
         sides = queries.detach().requires_grad_(), documents.detach().requires_grad_()
-        weight, value = arguments.pop("weight", 1.0), 0.0
-        for dimension, factor in self.dimensions.items():
-            cut = [self.cut(side, dimension) for side in sides]
+        weight, watch, value = arguments.pop("weight", 1.0), arguments.pop("watch", None), 0.0
+        for view in self.parts:
+            cut = [view.of(side) for side in sides]
             q, d = (one.detach() for one in cut)
-            found = gradients(loss, q, d, targets, weight=weight * factor, **arguments)
+            found = gradients(loss, q, d, targets, weight=weight * view.weight, watch=watch, **arguments)
             torch.autograd.backward(cut, [found.queries, found.documents])
-            value += found.loss
+            value, watch = value + found.loss, None
         by_query, by_document = (torch.zeros_like(side) if side.grad is None else side.grad for side in sides)
         return Gradients(value, by_query, by_document)
 
@@ -217,7 +252,8 @@ def cached_backward(
     query_order: Tensor | None = None,
     document_order: Tensor | None = None,
     device: torch.device | None = None,
-    matryoshka: Matryoshka | None = None,
+    views: Views | None = None,
+    watch: Watch | None = None,
     **arguments: Any,
 ) -> Gradients:
     """Add the gradient of a batch to the parameters behind its chunks, and return loss and embedding gradients.
@@ -230,17 +266,18 @@ def cached_backward(
         query_order, document_order: (n,) long, which query or document of the batch each embedding is, when the
             chunks bring them in another order (texts of one length together).
         device: whose random numbers the chunks draw, beside the CPU's.
-        matryoshka: also compare the first dimensions alone.
+        views: compare these columns instead of whole embeddings.
+        watch: sees the embeddings and the scores.
         **arguments: of :func:`gradients`.
 
     """
     q, d = _Chunks(query_chunks, query_order, device), _Chunks(document_chunks, document_order, device)
     embeddings = q.embed(), d.embed()
     after = RandomState.now(device)
-    if matryoshka is None:
-        found = gradients(loss, *embeddings, targets, **arguments)
-    else:
-        found = matryoshka.gradients(loss, *embeddings, targets, **arguments)
+    if watch is not None:
+        watch.embedded(*embeddings)
+    compare = gradients if views is None else views.gradients
+    found = compare(loss, *embeddings, targets, watch=watch, **arguments)
     q.replay(found.queries)
     d.replay(found.documents)
     after.restore()  # what follows draws what it would after the plain step

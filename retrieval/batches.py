@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.batch_order import EpochOrder, RandomOrder, group_numbers
 from retrieval.cells import Cells, CellTargets, numbered
 from retrieval.corpus import Corpus
 from retrieval.errors import InputError
@@ -32,8 +33,7 @@ Document = tuple[Key, str | None]
 # query → document → grade, over the training split's qrels and the rows' own positives
 Judgements = dict[str, dict[Key, float]]
 
-# Streams of random numbers that must not touch each other.
-_ORDER, _DRAW = 0, 1
+_DRAW = 1  # a stream of random numbers of its own; retrieval.batch_order has the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,9 @@ class Batch:
             (query, positive) for a loss that wants exactly one positive in a row.
         targets: labels and masks, of which only the unusual cells are kept.
         causes: how many cells, columns or rows each id-aware rule touched.
+        row_numbers: (queries,) int64, which of the batcher's rows each is.
+        positive_columns: of each query, the columns of the positives that it drew.
+        epoch: for which the documents were drawn.
 
     """
 
@@ -58,6 +61,9 @@ class Batch:
     row_query: NDArray[np.int64]
     targets: CellTargets
     causes: Counter[str] = field(default_factory=Counter)
+    row_numbers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    positive_columns: Sequence[Sequence[int]] = ()
+    epoch: int = 0
 
     @property
     def labels(self) -> NDArray[np.float32]:
@@ -171,6 +177,7 @@ class Batcher:
         if rule.teacher:
             self.rows = [row for row in self.rows if len(teacher_scores(row)) > 1]
         self.dropped = len(rows) - len(self.rows)
+        self.order: EpochOrder = RandomOrder(len(self.rows), batch_size, seed)
         self.query_number: dict[str, int] = {}
         for row in self.rows:
             self.query_number.setdefault(row.query_id, len(self.query_number))
@@ -186,9 +193,17 @@ class Batcher:
             raise InputError("a batch is one query without negatives, from which nothing is learned; make it larger")
 
     def epoch(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Return the row numbers of each batch of an epoch: a random order, cut into batches, the last one short."""
-        order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.rows))
-        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        """Return the row numbers of each batch of an epoch."""
+        return self.order.batches(epoch)
+
+    def groups(self) -> NDArray[np.int64]:
+        """Return the group of each row, (rows,): rows with the same first positive are one."""
+        return group_numbers([self.eligible(row)[0][0] for row in self.rows])
+
+    def eligible(self, row: TrainingRow) -> list[Document]:
+        """Return the documents of a row that it may draw as positives."""
+        graded = zip(positive_documents(row), positive_grades(row), strict=True)
+        return [document for document, grade in graded if grade >= self.rule.positive_from]
 
     def make(self, numbers: Sequence[int], epoch: int) -> Batch:
         """Make the batch of these rows: draw their documents, merge columns, fill labels and `where`."""
@@ -216,15 +231,16 @@ class Batcher:
                 is_valid=not self.rule.teacher,
             ),
             causes=causes,
+            row_numbers=np.array(numbers, dtype=np.int64),
+            positive_columns=own,
+            epoch=epoch,
         )
 
     def _draw(self, row: TrainingRow, number: int, epoch: int) -> tuple[list[Document], list[Document]]:
         """Draw positives and negatives of one row, without replacement."""
         random = np.random.default_rng([self.seed, _DRAW, epoch, number])
-        graded = zip(positive_documents(row), positive_grades(row), strict=True)
-        positives = [document for document, grade in graded if grade >= self.rule.positive_from]
         return (
-            draw_some(positives, self.num_positives, random),
+            draw_some(self.eligible(row), self.num_positives, random),
             draw_some(negative_documents(row), self.num_negatives, random),
         )
 

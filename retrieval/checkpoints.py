@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from indexes.storage import publish_plain, remove_folder, sha256_file
 from retrieval.errors import InputError
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
+ARRAYS = "arrays.safetensors"
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -31,6 +35,7 @@ class Progress:
         metrics: every line of metrics.jsonl so far.
         causes: cells, columns and rows that each id-aware rule has touched.
         losses: of the steps since the last line that has one.
+        seconds: spent on training so far, without validating and saving.
 
     """
 
@@ -41,6 +46,7 @@ class Progress:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     causes: dict[str, int] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def save_checkpoint(
@@ -49,9 +55,11 @@ def save_checkpoint(
     model: torch.nn.Module,
     loss: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
+    arrays: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
-    """Publish one checkpoint as `folder`; it is whole or not there."""
+    """Publish one checkpoint as `folder`; it is whole or not there. `arrays` are what else the next step depends on."""
     import torch
+    from safetensors.numpy import save_file as save_arrays
     from safetensors.torch import save_file
 
     random = {"cpu": torch.get_rng_state()}
@@ -67,6 +75,8 @@ def save_checkpoint(
         save_file(_own(loss.state_dict()), temporary / "loss.safetensors")
         save_file(_own(moments), temporary / "optimizer.safetensors")
         save_file(_own(random), temporary / "random.safetensors")
+        if arrays:
+            save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary / ARRAYS)
         hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
         state = {"format": FORMAT, "sha256": hashes, "progress": asdict(progress)}
         with (temporary / "state.json").open("w", encoding="utf-8") as file:
@@ -99,6 +109,13 @@ def load_checkpoint(
         if f"cuda{i}" in random:
             torch.cuda.set_rng_state(random[f"cuda{i}"], i)
     return Progress(**state["progress"])
+
+
+def load_arrays(folder: Path) -> dict[str, NDArray[Any]]:
+    """Return what `save_checkpoint` was given as `arrays`; `load_checkpoint` has compared the file with its hash."""
+    from safetensors.numpy import load_file
+
+    return dict(load_file(folder / ARRAYS)) if (folder / ARRAYS).is_file() else {}
 
 
 def load_weights(folder: Path, model: torch.nn.Module) -> None:

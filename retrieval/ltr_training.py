@@ -245,6 +245,17 @@ class FeatureTask:
         same = sum(bool((self.labels[place] == self.labels[place][0]).all()) for place in step)
         return {"lists_of_one_grade": same} if same else {}
 
+    def observed(self) -> dict[str, float]:
+        """Return nothing beside the loss."""
+        return {}
+
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """Return nothing: a step depends on model, loss and optimizer alone."""
+        return {}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Have nothing to go on from."""
+
     # --- the model ------------------------------------------------------------------------------------------------
 
     @contextmanager

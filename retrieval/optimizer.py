@@ -30,18 +30,23 @@ def learning_rate(step: int, total: int, config: LoopConfig) -> float:
 
 # Learned settings of a loss are single numbers that must come a long way (a scale from 10 to 30).
 LOSS_RATE = 100.0
+# The branch of global proxies is a linear map that begins at random beside a model that has learned already.
+PROXY_RATE = 10.0
 
 
 def make_optimizer(model: torch.nn.Module, loss: torch.nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     """Return AdamW without decay on biases and normalisation weights; one fused pass over all parameters.
 
-    Each group's `share` is what it makes of the schedule's rate: 1, and more for learned settings of the loss.
+    Each group's `share` is what it makes of the schedule's rate: 1, and more for learned settings of the loss and for
+    what the model holds as `proxies`.
     """
     import torch
 
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    every = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    proxies = [parameter for name, parameter in every if name.startswith("proxies.")]
+    trained = [(name, parameter) for name, parameter in every if not name.startswith("proxies.")]
     learned = [parameter for parameter in loss.parameters() if parameter.requires_grad]
-    for parameter in [*(parameter for _, parameter in trained), *learned]:
+    for parameter in [*(parameter for _, parameter in every), *learned]:
         # The fused kernel walks memory: weights must lie there as the moments of a checkpoint do.
         parameter.data = parameter.data.contiguous()
     decayed = [p for name, p in trained if p.ndim > 1 and "norm" not in name.lower()]
@@ -50,6 +55,7 @@ def make_optimizer(model: torch.nn.Module, loss: torch.nn.Module, config: LoopCo
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay, "share": 1.0},
         {"params": plain, "weight_decay": 0.0, "share": 1.0},
+        {"params": proxies, "weight_decay": config.weight_decay, "share": PROXY_RATE},
         {"params": learned, "weight_decay": 0.0, "share": LOSS_RATE if rate is None else rate / config.learning_rate},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)

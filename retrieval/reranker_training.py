@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from rankers.losses import LossSum, RankingLoss
 from retrieval.candidate_lists import ListBatcher, Pool
@@ -229,6 +230,17 @@ class RerankerTask:
         sizes = [len(one.made.documents) for one in step]
         filled = sum(one.made.filled for one in step)
         return Counter(documents=sum(sizes), filled=filled, alone=sizes.count(1))
+
+    def observed(self) -> dict[str, float]:
+        """Return nothing beside the loss."""
+        return {}
+
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """Return nothing: a step depends on model, loss and optimizer alone."""
+        return {}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Have nothing to go on from."""
 
     # --- the model ------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ _PACKAGES = (
 # Settings that change no weight: a resumed run may have others.
 _FREE = {"out", "logging_steps", "save_steps", "save_total_limit", "eval_full"}
 # What a run writes, in the order in which --overwrite deletes it: half of it gone, the rest is still a run to resume.
-_OURS = ("result.json", "model", "checkpoints", "metrics.jsonl", "data.json")
+_OURS = ("result.json", "model", "checkpoints", "metrics.jsonl", "bad_pairs.tsv", "data.json")
 _HEADER = "# A training run of Rankwright. To repeat it: rankwright {} --config THIS_FILE --out ANOTHER_FOLDER\n"
 
 

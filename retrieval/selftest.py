@@ -103,7 +103,7 @@ def config_proof(
 
     """
     size = min(config.per_device_train_batch_size, queries)
-    config = replace(config, precision="fp32", per_device_train_batch_size=size)
+    config = replace(config, precision="fp32", per_device_train_batch_size=size, batching="random", refresh_every=0)
     run = DualEncoderTask(config, build_loss(config))
     with closing(steps_ahead(run.batcher, run.encoder, first=0, total=1, accumulation=1)) as steps:
         [tokens] = next(steps)
@@ -112,7 +112,7 @@ def config_proof(
         config.loss_settings,
         tokens,
         chunk_size=config.chunk_size,
-        matryoshka=run.objective.matryoshka,
+        views=run.objective.views,
         max_grade=run.data.max_grade,
         queries=len(run.batcher.query_number),
     )
@@ -186,7 +186,7 @@ def _moved_on(encoder: Encoder, case: Case) -> Case:
 def _alone(encoder: Encoder, case: Case) -> list[Way]:
     """Compare the ways of one process, where it can be with dropout: what is replayed must draw the same numbers."""
     loss = case.loss(encoder.model.device)
-    step = partial(backward, encoder, loss, [case.tokens], matryoshka=case.matryoshka, keep_state=False)
+    step = partial(backward, encoder, loss, [case.tokens], views=case.views, keep_state=False)
     random = RandomState.now(encoder.model.device)
 
     def go(way: Callable[[], float], *, dropout: bool) -> Step:

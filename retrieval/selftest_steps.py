@@ -14,7 +14,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rankers.engine import Matryoshka, RowTargets, cached_backward
+from rankers.engine import RowTargets, View, Views, cached_backward
 from rankers.losses import LossSum, RankingLoss, build_expression
 from rankers.processes import Alone, Processes, TorchProcesses
 from retrieval.attention import set_attention
@@ -32,7 +32,7 @@ class Case:
         tokens: the batch.
         chunk_size: texts embedded at once.
         block: scores of a block of rows.
-        matryoshka: first dimensions that are compared too.
+        views: columns of the embeddings that are compared instead of all of them.
         max_grade: what makes a probability of a grade in a sum.
         queries: of all training data, for a loss that keeps a state of each.
         state: of the loss: learned settings, and what it keeps of the queries.
@@ -44,7 +44,7 @@ class Case:
     tokens: TokenizedBatch
     chunk_size: int
     block: int
-    matryoshka: Matryoshka | None = None
+    views: Views | None = None
     max_grade: float = 1.0
     queries: int = 0
     state: Mapping[str, Tensor] = field(default_factory=dict)
@@ -105,15 +105,15 @@ def textbook(encoder: Encoder, loss: RankingLoss | LossSum, case: Case) -> float
     numbers = torch.from_numpy(batch.query_numbers).to(device)
     state, at_call = loss.recall(numbers[rows]), dict[str, Any](part.at_call)
     total = torch.zeros((), device=device)
-    for dim, weight in (case.matryoshka.dimensions if case.matryoshka else {encoder.dim: 1.0}).items():
-        queries, documents = sides if case.matryoshka is None else [case.matryoshka.cut(side, dim) for side in sides]
+    for view in case.views.parts if case.views else (View(0, encoder.dim),):
+        queries, documents = (view.of(side) for side in sides)
         scores = queries[rows] @ documents.T
         if state is None:
             value = loss(scores, part.labels, part.where, **at_call)
         else:
             totals = loss.totals(loss.tally(part.labels, part.where))
             value, _ = loss.share(scores, part.labels, part.where, totals=totals, state=state, **at_call)
-        total = total + weight * value
+        total = total + view.weight * value
     torch.autograd.backward(total)
     return float(total.detach())
 
@@ -142,7 +142,7 @@ def in_blocks(encoder: Encoder, loss: RankingLoss | LossSum, case: Case, process
         query_order=query_order,
         document_order=document_order,
         device=device,
-        matryoshka=case.matryoshka,
+        views=case.views,
         row_query=torch.from_numpy(row_query - queries[0]).to(device),
         block=case.block,
         state=loss.recall(torch.from_numpy(batch.query_numbers[row_query]).to(device)),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from retrieval.batches import Batch, Batcher, micro_batches
 from retrieval.cells import CellTargets
@@ -15,12 +15,39 @@ from retrieval.encoder import Encoder, token_batches
 
 if TYPE_CHECKING:
     import torch
+    from sentence_transformers import SentenceTransformer
 
-    from rankers.engine import Matryoshka, RowTargets
+    from rankers.engine import RowTargets, Views, Watch
     from rankers.losses import LossSum, RankingLoss
 
 
 T = TypeVar("T")
+
+
+class Embedder(Protocol):
+    """What a step asks of an encoder."""
+
+    @property
+    def model(self) -> SentenceTransformer:
+        """Whose device the texts go to."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Of the transformer: fp32 or bf16."""
+        ...
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one forward pass, padding included."""
+        ...
+
+    def forward(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return (n, dim) embeddings with their graph."""
+        ...
+
+
+Watching = Callable[[Batch], "Watch"]  # returns what watches the step of one batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +61,7 @@ class TokenizedBatch:
 
 def steps_per_epoch(batcher: Batcher, accumulation: int) -> int:
     """Return the optimizer steps of one epoch; the last one may hold fewer batches, and its last batch fewer rows."""
-    return math.ceil(len(batcher.epoch(0)) / accumulation)
+    return math.ceil(math.ceil(len(batcher.rows) / batcher.batch_size) / accumulation)
 
 
 def steps_ahead(
@@ -72,13 +99,14 @@ def _tokenized(batch: Batch, encoder: Encoder) -> TokenizedBatch:
 
 
 def backward(
-    encoder: Encoder,
+    encoder: Embedder,
     loss: RankingLoss | LossSum,
     batches: Sequence[TokenizedBatch],
     *,
     chunk_size: int | None = None,
-    matryoshka: Matryoshka | None = None,
+    views: Views | None = None,
     keep_state: bool = True,
+    watching: Watching | None = None,
 ) -> float:
     """Add the gradient of one step to the parameters and return the step's loss.
 
@@ -97,8 +125,9 @@ def backward(
         batches: of the step.
         chunk_size: texts that are embedded with their graph at once, at most; the gradient is the same, the memory that
             of a chunk, the time that of one more forward pass. None: all texts of a batch.
-        matryoshka: also compare first dimensions alone.
+        views: compare these columns of the embeddings instead of all.
         keep_state: let a loss with state go on from here.
+        watching: returns what sees the embeddings and scores of a batch; those of the first view.
 
     """
     import torch
@@ -112,7 +141,7 @@ def backward(
         rows = torch.from_numpy(tokens.batch.row_query).to(device)
         asked = torch.from_numpy(tokens.batch.query_numbers).to(device)[rows] if loss.keeps_state else None
         state = None if asked is None else loss.recall(asked)
-        part = _Part(encoder, loss, tokens, rows, tally, weight, matryoshka, state)
+        part = _Part(encoder, loss, tokens, rows, tally, weight, views, state, watching and watching(tokens.batch))
         found, new = _whole(part) if chunk_size is None else _chunked(part, chunk_size)
         value += found
         if not math.isfinite(value):
@@ -129,14 +158,15 @@ State = Mapping[str, "torch.Tensor"]
 class _Part:
     """One batch of a step, with what is known of it before a text is embedded."""
 
-    encoder: Encoder
+    encoder: Embedder
     loss: RankingLoss | LossSum
     tokens: TokenizedBatch
     rows: torch.Tensor
     tally: Mapping[str, torch.Tensor]
     weight: torch.Tensor
-    matryoshka: Matryoshka | None
+    views: Views | None
     state: State | None
+    watch: Watch | None
 
     @property
     def targets(self) -> BlockTargets:
@@ -148,23 +178,28 @@ def _whole(part: _Part) -> tuple[float, State | None]:
     """Take the plain step: all texts with their graph, one matrix of scores."""
     import torch
 
-    encoder, loss, state, matryoshka = part.encoder, part.loss, part.state, part.matryoshka
+    from rankers.engine import View
+
+    encoder, loss, state, watch = part.encoder, part.loss, part.state, part.watch
     device, targets = encoder.model.device, part.targets
     with torch.autocast(device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):
         queries = embed(encoder, part.tokens.queries)
         documents = embed(encoder, part.tokens.documents)
+    if watch is not None:
+        watch.embedded(queries.detach(), documents.detach())
     whole = targets.rows(0, len(targets))
     totals = loss.totals(part.tally)
     at_call = dict(whole.at_call) if state is None else {**whole.at_call, "state": state}
     new: State | None = None
     value = torch.zeros((), device=device)
-    for dimension, factor in (matryoshka.dimensions if matryoshka else {None: 1.0}).items():
-        sides = queries, documents
-        if matryoshka is not None and dimension is not None:
-            sides = matryoshka.cut(queries, dimension), matryoshka.cut(documents, dimension)
+    for view in part.views.parts if part.views else (View(0, queries.shape[1]),):
         # index_select and not [rows]: the gradient of the latter is summed in any order
-        scores = sides[0].index_select(0, part.rows) @ sides[1].T
-        share = loss.share(scores, whole.labels, whole.where, totals=totals, weight=part.weight * factor, **at_call)
+        scores = view.of(queries).index_select(0, part.rows) @ view.of(documents).T
+        weight = part.weight * view.weight
+        share = loss.share(scores, whole.labels, whole.where, totals=totals, weight=weight, **at_call)
+        if watch is not None:
+            watch.scored(0, scores.detach(), whole)
+            watch = None
         if state is not None:
             share, new = share
         value = value + share
@@ -187,7 +222,8 @@ def _chunked(part: _Part, chunk_size: int) -> tuple[float, State | None]:
         query_order=query_order,
         document_order=document_order,
         device=part.encoder.model.device,
-        matryoshka=part.matryoshka,
+        views=part.views,
+        watch=part.watch,
         row_query=part.rows,
         tally=part.tally,
         weight=part.weight,
@@ -197,7 +233,7 @@ def _chunked(part: _Part, chunk_size: int) -> tuple[float, State | None]:
 
 
 def embedding_chunks(
-    encoder: Encoder, tokens: Sequence[Sequence[int]], chunk_size: int | None
+    encoder: Embedder, tokens: Sequence[Sequence[int]], chunk_size: int | None
 ) -> tuple[list[Callable[[], torch.Tensor]], torch.Tensor]:
     """Return what embeds each chunk of texts of similar length, and which texts they are."""
     import torch
@@ -247,7 +283,7 @@ def _tally(loss: RankingLoss | LossSum, targets: CellTargets, device: torch.devi
     return sum_tallies(loss.tally(part.labels, part.where) for part in parts)
 
 
-def embed(encoder: Encoder, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+def embed(encoder: Embedder, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
     """Return the (n, dim) embeddings with their graph, computed in batches of similar length, in the given order."""
     import torch
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from retrieval.errors import InputError
+from retrieval.hardness_schedule import parse_hardness
 from retrieval.loop_config import LoopConfig
+from retrieval.negatives import NegativeRules, Sampling, parse_range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +24,15 @@ class TrainConfig(LoopConfig):
         "batch_tokens": 1,
         "chunk_size": 1,
         "sam_rho": 0,
+        "clusters": 1,
+        "proxy_dim": 1,
+        "refresh_every": 0,
+        "refresh_depth": 0,
     }
-    CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {"precision": ("auto", "fp32", "bf16")}
+    CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "precision": ("auto", "fp32", "bf16"),
+        "batching": ("random", "cluster", "proxy"),
+    }
 
     # what is trained on what
     model: str  # folder, training --out, hub id, or package:MODULE/SUBPATH
@@ -37,6 +46,19 @@ class TrainConfig(LoopConfig):
     num_positives: int = 1  # relevant documents per query and epoch, drawn by the seed
     num_negatives: int = 7  # given (mined) negatives per query and epoch, drawn by the seed; fewer where fewer exist
     sam_rho: float = 0.0  # > 0: sharpness-aware steps, of this radius; two gradients a step
+    # which rows share a batch
+    batching: str = "random"  # random | cluster (k-means over the start model) | proxy (global proxies, learned)
+    hardness: str = "1"  # share of a batch drawn by likeness, or a schedule of it: 0:1, 0:1:cosine, 0.2@0,0.8@0.5
+    clusters: int | None = None  # batching=cluster; None: one for every four batches of rows
+    proxy_dim: int = 128  # batching=proxy: dimensions of a proxy
+    proxy_weight: float = 1.0  # of the loss over proxies beside the main loss
+    # hard negatives that are mined again while the model learns
+    refresh_every: int = 0  # steps; 0: off
+    refresh_depth: int = 100  # candidates of each query that a refresh encodes; 0: the whole corpus
+    refresh_range: str = "1:100"  # ranks that negatives are taken from
+    refresh_sampling: str = "random"  # top | random | gumbel
+    refresh_relative_margin: float | None = 0.05  # a negative stays so far below the positive, as a share of its score
+    find_bad_pairs: bool = False  # list the rows whose losses stand out in bad_pairs.tsv: duplicates, wrong pairs
     # validation
     eval_pool_size: int = 3_000  # documents that dev queries are validated on during training
     eval_full: bool = True  # best and last model are also measured on the full corpus at the end
@@ -55,6 +77,26 @@ class TrainConfig(LoopConfig):
             raise InputError(f"matryoshka_dims must be different numbers > 0, got {list(self.matryoshka_dims)}")
         if self.per_device_train_batch_size == 1 and self.num_negatives == 0:
             raise InputError("per_device_train_batch_size=1 with num_negatives=0 leaves no negatives; raise either")
+        schedule = parse_hardness(self.hardness)
+        if self.batching == "random" and schedule != parse_hardness("1"):
+            raise InputError(f"hardness={self.hardness} has no meaning for batching=random; take cluster or proxy")
+        if not self.proxy_weight >= 0:
+            raise InputError(f"proxy_weight must be >= 0, got {self.proxy_weight}")
+        self.refresh_rules()
+        if self.refresh_every and not self.num_negatives:
+            raise InputError("refresh_every with num_negatives=0 mines negatives that no step takes; raise either")
+
+    def refresh_rules(self) -> NegativeRules:
+        """Return how negatives are chosen when they are mined again."""
+        first, last = parse_range(self.refresh_range)
+        return NegativeRules(
+            first_rank=first,
+            last_rank=last,
+            num_negatives=max(1, self.num_negatives),
+            relative_margin=self.refresh_relative_margin,
+            sampling=cast(Sampling, self.refresh_sampling),
+            seed=self.seed,
+        )
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from retrieval.attention import set_attention
 from retrieval.batches import Batch, Batcher
 from retrieval.encoder import Encoder
 from retrieval.errors import require
 from retrieval.fast_dropout import use_fast_dropout
+from retrieval.hard_examples import HardExamples, Watches
 from retrieval.model_card import model_card
 from retrieval.objective import Objective, build_loss
+from retrieval.step_log import StepLog
 from retrieval.steps import TokenizedBatch, steps_ahead, steps_per_epoch
 from retrieval.train_config import TrainConfig
 from retrieval.training_data import TrainingData, load_training_data
@@ -23,6 +29,9 @@ from retrieval.training_loop import TrainingStoppedError, TrainResult, planned_s
 from retrieval.validation import MEASURE, DevSet, full_score, make_dev_set
 
 if TYPE_CHECKING:
+    import torch
+
+    from rankers.engine import Watch
     from rankers.losses import LossSum, RankingLoss
 
 __all__ = ["DualEncoderTask", "TrainResult", "TrainingStoppedError", "dry_run", "train"]
@@ -117,19 +126,47 @@ class DualEncoderTask:
         if self.batcher.dropped:
             logger.info("%d training rows have no positive of the loss's grade and are left out", self.batcher.dropped)
         self.steps_per_epoch = steps_per_epoch(self.batcher, config.gradient_accumulation_steps)
-        self.model = self.encoder.model
+        self.hard = HardExamples(config, self.encoder, self.batcher, epochs=self._epochs())
+        self.log = StepLog(self.encoder.dim)
         self.objective = Objective(
-            config, loss, self.encoder, queries=len(self.batcher.query_number), max_grade=self.data.max_grade
+            config,
+            loss,
+            self.encoder,
+            queries=len(self.batcher.query_number),
+            max_grade=self.data.max_grade,
+            branch=self.hard.branch,
+            watching=self._watching,
         )
         self.measure = f"pool_{MEASURE}" if self.data.dev_queries else None
         self.dev: DevSet | None = None
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """What the optimizer moves: the encoder, and the branch of the global proxies where there is one."""
+        import torch
+
+        branch = self.hard.branch
+        return (
+            self.encoder.model
+            if branch is None
+            else torch.nn.ModuleDict({"encoder": self.encoder.model, "proxies": branch})
+        )
+
+    def _epochs(self) -> int:
+        steps = self.config.max_steps
+        return math.ceil(steps / self.steps_per_epoch if steps > 0 else self.config.num_train_epochs)
+
+    def _watching(self, batch: Batch) -> Watch:
+        return Watches([self.log.watch(batch), *self.hard.watches(batch)])
 
     def fingerprints(self) -> dict[str, str]:
         """Return hashes of the data and of the start model."""
         return {"data": self.data.fingerprint(), "start model": self.encoder.fingerprint()["weights_sha256"]}
 
     def prepare(self) -> None:
-        """Choose the pool of documents that dev queries are validated on."""
+        """Choose the pool of documents that dev queries are validated on; search what the start model is needed for."""
+        with self.in_use():
+            self.hard.begin()
         if self.data.dev_queries:
             self.dev = make_dev_set(
                 self.data.dev_queries,
@@ -142,9 +179,25 @@ class DualEncoderTask:
     # --- a step ---------------------------------------------------------------------------------------------------
 
     def steps(self, first: int, total: int) -> Iterator[list[TokenizedBatch]]:
-        """Yield the batches of each step, tokenised ahead."""
+        """Yield the batches of each step, tokenised ahead, up to where the model must decide what comes next."""
         accumulation = self.config.gradient_accumulation_steps
-        return steps_ahead(self.batcher, self.encoder, first=first, total=total, accumulation=accumulation)
+        for start, stop in pairwise([*self.hard.pauses(first, total, self.steps_per_epoch), total]):
+            with self._as_it_is():
+                self.hard.before(start, self.steps_per_epoch, accumulation)
+            with closing(
+                steps_ahead(self.batcher, self.encoder, first=start, total=stop, accumulation=accumulation)
+            ) as steps:
+                yield from steps
+
+    @contextmanager
+    def _as_it_is(self) -> Iterator[None]:
+        """Have the model in use, and afterwards draw the random numbers that training would have drawn."""
+        from rankers.random_state import RandomState
+
+        random = RandomState.now(self.encoder.model.device)
+        with self.in_use():
+            yield
+        random.restore()
 
     def gradient(self, step: Sequence[TokenizedBatch]) -> float:
         """Add the gradient of a step and return its loss."""
@@ -165,12 +218,24 @@ class DualEncoderTask:
             found.update(b.batch.causes)  # + would drop what is 0
         return found
 
+    def observed(self) -> dict[str, float]:
+        """Return numbers of the step's last batch, and of the epoch's batches where they have just been drawn."""
+        return self.log.values() | self.hard.news()
+
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """Return the bank of proxies, the mined negatives, the memory of losses: whatever the settings ask for."""
+        return self.hard.arrays()
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what a checkpoint kept."""
+        self.hard.restore(arrays)
+
     # --- the model ------------------------------------------------------------------------------------------------
 
     @contextmanager
     def training(self) -> Iterator[None]:
         """Train with the attention and the dropout that cost least."""
-        with use_fast_dropout(self.model):
+        with use_fast_dropout(self.encoder.model):
             self._switch(training=True)
             yield
             self._switch(training=False)
@@ -178,7 +243,7 @@ class DualEncoderTask:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Have the model as it is used for search."""
-        training = self.model.training
+        training = self.encoder.model.training
         self._switch(training=False)
         self.encoder.weights_changed()
         yield
@@ -186,8 +251,8 @@ class DualEncoderTask:
         self._switch(training=training)
 
     def _switch(self, *, training: bool) -> None:
-        self.model.train(training)
-        set_attention(self.model, training=training)
+        self.encoder.model.train(training)
+        set_attention(self.encoder.model, training=training)
 
     def score(self) -> float:
         """Return nDCG@10 over the pool."""
@@ -208,7 +273,8 @@ class DualEncoderTask:
         return {f"full_{MEASURE}": score}
 
     def publish(self, folder: Path, scores: Mapping[str, float]) -> None:
-        """Publish a sentence-transformers folder."""
+        """Publish a sentence-transformers folder, and the list of bad pairs beside it."""
+        self.hard.report(folder.parent, self.data.collection.corpus)
         self.encoder.save(folder, card=model_card(self.config, self.encoder, self.loss.settings, scores))
 
 

@@ -10,11 +10,11 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from retrieval.checkpoints import (
     Progress,
     checkpoint_folder,
     checkpoint_steps,
+    load_arrays,
     load_checkpoint,
     load_weights,
     remove_old_checkpoints,
@@ -34,13 +35,8 @@ from retrieval.loop_config import LoopConfig
 from retrieval.optimizer import learning_rate, make_optimizer
 from retrieval.progress import progress as progress_bar
 from retrieval.run_folder import RunFolder
+from retrieval.training_task import Step, Task
 
-if TYPE_CHECKING:
-    import torch
-
-    from rankers.losses import LossSum, RankingLoss
-
-Step = Any  # what one optimizer step of a task is made of
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -68,83 +64,6 @@ class TrainResult:
     dev: dict[str, float]
 
 
-class Task(Protocol):
-    """What a loop trains."""
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """What the optimizer moves and checkpoints hold, beside the loss."""
-        ...
-
-    @property
-    def loss(self) -> RankingLoss | LossSum:
-        """The loss or sum of losses; learned settings and the state of each query are part of it."""
-        ...
-
-    @property
-    def unit(self) -> str:
-        """What a step is counted in: "pairs", "lists"."""
-        ...
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch."""
-        ...
-
-    @property
-    def measure(self) -> str | None:
-        """How the score on dev is called in log and result; None where nothing is validated."""
-        ...
-
-    def prepare(self) -> None:
-        """Make what a run needs beyond what shows that it can run, before its first step."""
-        ...
-
-    def steps(self, first: int, total: int) -> Iterator[Step]:
-        """Yield the steps from `first` to before `total`; the generator may be closed early."""
-        ...
-
-    def gradient(self, step: Step) -> float:
-        """Add the gradient of a step to the parameters and return its loss; without gradient where it is not finite."""
-        ...
-
-    def names(self, step: Step) -> list[str]:
-        """Return how a message names the queries of a step."""
-        ...
-
-    def size(self, step: Step) -> int:
-        """Return how many units a step holds."""
-        ...
-
-    def causes(self, step: Step) -> Mapping[str, int]:
-        """Return how often each rule about its data has touched a step."""
-        ...
-
-    def training(self) -> AbstractContextManager[None]:
-        """Put the model into training for as long as the context lasts."""
-        ...
-
-    def in_use(self) -> AbstractContextManager[None]:
-        """Put the model into the state in which it is used, inside `training` or not, and back."""
-        ...
-
-    def score(self) -> float:
-        """Return the score on dev, larger is better; called `in_use`."""
-        ...
-
-    def probe(self) -> tuple[str, float, str]:
-        """Return the name of an output, its value, and of which query: finite unless the model is broken."""
-        ...
-
-    def measured(self) -> dict[str, float]:
-        """Return what else is measured of the last and of the best model, by name; called `in_use` at the end."""
-        ...
-
-    def publish(self, folder: Path, scores: Mapping[str, float]) -> None:
-        """Publish the model as `folder`, which does not exist."""
-        ...
-
-
 class TrainingLoop:
     """One run in one process, and where it stands. Nothing is written before `finish`."""
 
@@ -157,11 +76,14 @@ class TrainingLoop:
 
     def finish(self) -> TrainResult:
         """Run what is left of the run, choose the model, publish it."""
+        clock = _Clock(self.progress)
         self.task.prepare()
+        clock.add()
         step = resumable_step(self.folder.path)
         if step is not None:
             last = checkpoint_folder(self.folder.path, step)
             self.progress = load_checkpoint(last, self.task.model, self.task.loss, self.optimizer)
+            self.task.restore(load_arrays(last))
             logger.info("going on from step %d of %d", step, self.total_steps)
         self.folder.write_metrics(self.progress.metrics)
         if self.progress.best_step < 0:
@@ -174,7 +96,7 @@ class TrainingLoop:
 
     def _train(self) -> None:
         config, state, task = self.config, self.progress, self.task
-        started, seen = time.perf_counter(), 0
+        clock, started, seen = _Clock(state), state.seconds, 0
         steps: Any = task.steps(state.step, self.total_steps)
         bar: Any = progress_bar(total=self.total_steps, unit="steps", label=f"training {config.loss}")
         with bar, closing(steps), finish_step_on_signal() as stop:
@@ -183,22 +105,24 @@ class TrainingLoop:
                 if self._is_over():
                     break
                 norm = self._step(step)
+                clock.add()
                 seen += task.size(step)
                 bar.update(1)
                 if state.step % config.logging_steps == 0 or state.step == self.total_steps:
-                    rate, loss = seen / (time.perf_counter() - started), float(np.mean(state.losses))
+                    rate, loss = seen / max(state.seconds - started, 1e-9), float(np.mean(state.losses))
                     state.losses = []
                     speed = {f"{task.unit}_per_second": rate}
                     bar.set_postfix(loss=f"{loss:.4f}", **{f"{task.unit}_per_s": f"{rate:.0f}"})
-                    self._log(loss=loss, grad_norm=norm, **speed, **self._learned(), **state.causes)
-                    started, seen = time.perf_counter(), 0
+                    found = {**speed, **task.observed(), **self._learned(), **state.causes}
+                    self._log(loss=loss, grad_norm=norm, **found)
+                    started, seen = state.seconds, 0
                 if self._validation_is_due():
                     self._validate()
-                    started, seen = time.perf_counter(), 0
                 if stop.requested or state.step % config.save_steps == 0 or state.step == self.total_steps:
                     self._save()
                 if stop.requested:
                     stop.deliver()
+                clock.skip()
 
     def _is_over(self) -> bool:
         patience = self.config.early_stopping_patience
@@ -289,7 +213,8 @@ class TrainingLoop:
         state = self.progress
         rate = learning_rate(max(0, state.step - 1), self.total_steps, self.config)
         epoch = round(state.step / self.task.steps_per_epoch, 4)
-        state.metrics.append({"step": state.step, "epoch": epoch, "learning_rate": rate, **values})
+        seconds = round(state.seconds, 3)
+        state.metrics.append({"step": state.step, "epoch": epoch, "seconds": seconds, "learning_rate": rate, **values})
         self.folder.write_metrics(state.metrics)
 
     def _save(self) -> None:
@@ -297,7 +222,7 @@ class TrainingLoop:
         folder = checkpoint_folder(self.folder.path, state.step)
         if not folder.exists():
             self._refuse_broken_model()
-            save_checkpoint(folder, state, self.task.model, self.task.loss, self.optimizer)
+            save_checkpoint(folder, state, self.task.model, self.task.loss, self.optimizer, self.task.arrays())
         limit = self.config.save_total_limit
         remove_old_checkpoints(self.folder.path, keep=[state.best_step], limit=limit)
 
@@ -328,6 +253,22 @@ class TrainingLoop:
             self._log(**{f"dev_{which}_{name}": value})
             logger.info("%s model: dev %s %.4f", which, name, value)
         return found
+
+
+class _Clock:
+    """Adds the time that passes to a run's seconds, but for what is skipped."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._since = progress, time.perf_counter()
+
+    def add(self) -> None:
+        """Count the time since the last call."""
+        now = time.perf_counter()
+        self._progress.seconds, self._since = self._progress.seconds + now - self._since, now
+
+    def skip(self) -> None:
+        """Do not count the time since the last call."""
+        self._since = time.perf_counter()
 
 
 def run_training(

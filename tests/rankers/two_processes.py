@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankers.engine import Matryoshka, RowTargets, gradients
+from rankers.engine import RowTargets, Views, gradients
 from rankers.losses import LOSSES, build_expression
 from rankers.processes import Alone
 
@@ -27,7 +27,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     queries: int = 5
     documents: int = 4
-    matryoshka: Matryoshka | None = None
+    views: Views | None = None
 
     def loss(self):
         loss = build_expression(self.expression, self.settings).double()
@@ -43,7 +43,7 @@ CASES = {name: Case(name) for name in LOSSES} | {
     "learned temperature": Case("infonce", {"temperature": "learned"}),
     "learned in a sum": Case("bixse + 0.5*ranknet", {"bixse.scale": "learned"}),
     "sum with state": Case("isogclr + 0.3*mw + 0.1*infonce"),
-    "matryoshka": Case("infonce", matryoshka=Matryoshka({5: 1.0, 2: 0.5})),
+    "matryoshka": Case("infonce", views=Views.matryoshka({5: 1.0, 2: 0.5})),
     "no query in the second": Case("infonce", queries=QUERIES),
     "no query in the first, with tables": Case("mw", queries=0),
     "no document in the first": Case("bixse", {"scale": "learned"}, documents=0),
@@ -100,7 +100,7 @@ def found(case: Case, rank: int, processes, block: int = BLOCK) -> dict[str, Any
         documents = documents[: case.documents] if rank == 0 else documents[case.documents :]
     ours = torch.isin(batch.row_query, queries).nonzero().squeeze(1)
     rows = batch.row_query[ours]
-    step = gradients if case.matryoshka is None else case.matryoshka.gradients
+    step = gradients if case.views is None else case.views.gradients
     result = step(
         batch.loss,
         batch.queries[queries],

@@ -29,7 +29,8 @@ def settings(model: str | Path, data: Path, out: Path, /, **changes: Any) -> dic
 def lines(out: Path) -> list[dict]:
     """The metrics without what depends on the clock."""
     return [
-        {k: v for k, v in line.items() if not k.endswith("_per_second")} for line in read_jsonl(out / "metrics.jsonl")
+        {k: v for k, v in line.items() if not k.endswith("_per_second") and k != "seconds"}
+        for line in read_jsonl(out / "metrics.jsonl")
     ]
 
 

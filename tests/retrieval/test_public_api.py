@@ -34,7 +34,7 @@ NEED_TORCH = (
         "retrieval.selftest",
     ),
     *("rankers.pair_scorer", "rankers.set_encoder", "rankers.feature_scorers"),
-    *("retrieval.cross_encoder_models", "retrieval.list_gradients", "retrieval.reranker_training"),
+    *("retrieval.cross_encoder_models", "retrieval.list_gradients", "retrieval.proxies", "retrieval.reranker_training"),
 )
 PRINT_MODULES = "import json; print(json.dumps([name for name in sys.modules if '.' not in name]))"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rankers.engine import Matryoshka
+from rankers.engine import Views
 from rankers.losses import LOSSES, build, build_expression
 from retrieval.batches import Batch, Batcher, LabelRule, collect_judgements
 from retrieval.cells import CellTargets
@@ -157,12 +157,12 @@ def test_chunks_give_the_plain_gradient_for_every_loss(name, chunk_size):
 
 
 @pytest.mark.parametrize("expression", ["infonce", "bixse + 0.5*ranknet", "2*mw + sl_at_k + 0.1*softmax_ce"])
-@pytest.mark.parametrize("matryoshka", [None, Matryoshka({3: 1.0, 2: 0.5})])
-def test_sums_and_matryoshka_in_chunks(expression, matryoshka):
+@pytest.mark.parametrize("views", [None, Views.matryoshka({3: 1.0, 2: 0.5})])
+def test_sums_and_matryoshka_in_chunks(expression, views):
     losses, gradients = [], []
     for size in (None, 2):
         encoder, loss = Table(), build_expression(expression)
-        losses.append(backward(encoder, loss, BATCHES, chunk_size=size, matryoshka=matryoshka))
+        losses.append(backward(encoder, loss, BATCHES, chunk_size=size, views=views))
         gradients.append(encoder.model.weight.grad)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-7, rtol=1e-5)
@@ -182,7 +182,7 @@ def test_matryoshka_by_hand():
     """The whole embedding and, half as much, its first two dimensions made unit vectors again."""
     encoder = Table()
     value = backward(
-        encoder, build("infonce", temperature=TEMPERATURE), BATCHES[:1], matryoshka=Matryoshka({3: 1, 2: 0.5})
+        encoder, build("infonce", temperature=TEMPERATURE), BATCHES[:1], views=Views.matryoshka({3: 1, 2: 0.5})
     )
     expected = 0.0
     for dim, weight in ((3, 1.0), (2, 0.5)):
