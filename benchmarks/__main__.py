@@ -26,8 +26,14 @@ NAMES = (
     "tournaments",
     "speed",
     "reranker_speed",
+    "mining_speed",
+    "proxy_cost",
     "blind_spot",
     "large_batches",
+    "hard_batches",
+    "diagnostics",
+    "audit",
+    "doctor",
 )
 EXAMPLES = """examples:
   python -m benchmarks                          everything; finished cells are skipped

@@ -89,7 +89,18 @@ class Cell:
     def label(self) -> str:
         """The settings in a line, for progress."""
         flat = {**self.settings, **(self.settings.get("train") or {})}
-        names = ("stage", "method", "system", "size", "fold", "learning_rate", "loss.temperature", "loss.scale", "seed")
+        names = (
+            "data",
+            "stage",
+            "method",
+            "system",
+            "size",
+            "fold",
+            "learning_rate",
+            "loss.temperature",
+            "loss.scale",
+            "seed",
+        )
         return " ".join(f"{name.removeprefix('loss.')}={flat[name]}" for name in names if flat.get(name) is not None)
 
 

@@ -50,7 +50,15 @@ def plan(options: Options, results: Results) -> Plan:
     return Plan(
         [
             Cell(
-                settings={"groups": groups, "dim": dim, "batch": BATCH, "rounds": rounds}, seconds=240, sources=SOURCES
+                settings={
+                    "method": f"{dim} dimensions",
+                    "groups": groups,
+                    "dim": dim,
+                    "batch": BATCH,
+                    "rounds": rounds,
+                },
+                seconds=240,
+                sources=SOURCES,
             )
             for dim in DIMENSIONS
         ]

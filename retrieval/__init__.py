@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from retrieval.labelling import label
     from retrieval.ltr_config import LtrConfig
     from retrieval.ltr_training import train_ltr
+    from retrieval.mining import mine
+    from retrieval.negatives import NegativeRules
     from retrieval.pairwise_reranker import PairwiseReranker
     from retrieval.pipeline import Hybrid, Pipeline
     from retrieval.reranker_config import RerankerConfig
@@ -43,6 +45,7 @@ __all__ = [
     "Hybrid",
     "InputError",
     "LtrConfig",
+    "NegativeRules",
     "PairwiseReranker",
     "Pipeline",
     "RerankerConfig",
@@ -54,6 +57,7 @@ __all__ = [
     "fuse",
     "label",
     "load_reranker",
+    "mine",
     "read_qrels",
     "read_run",
     "rerank",
@@ -75,6 +79,7 @@ _HOME = {
     "Hybrid": "pipeline",
     "InputError": "errors",
     "LtrConfig": "ltr_config",
+    "NegativeRules": "negatives",
     "PairwiseReranker": "pairwise_reranker",
     "Pipeline": "pipeline",
     "RerankerConfig": "reranker_config",
@@ -86,6 +91,7 @@ _HOME = {
     "fuse": "fusion",
     "label": "labelling",
     "load_reranker": "reranking",
+    "mine": "mining",
     "read_qrels": "trec",
     "read_run": "trec",
     "rerank": "reranking",

@@ -1,9 +1,9 @@
 """How well embeddings fill their space: alignment, uniformity, tolerance, effective rank, and signs of collapse.
 
 An encoder has collapsed when all texts get nearly the same vector; nothing can be ranked then. The measures here see it
-before a search does. All of them normalise the rows first, as cosines do, and leave rows of zeros as they are. None
-makes an n × n matrix: sums over pairs come from sums of vectors, except for the uniformity, which beyond `MAX_PAIRED`
-rows is computed on a sample of that many.
+before a search does. All of them normalise the rows first, as cosines do, and leave rows of zeros as they are. For many
+rows none makes an n × n matrix: sums over pairs come from sums of vectors, except for the uniformity, which beyond
+`MAX_PAIRED` rows is computed on a sample of that many.
 """
 
 from __future__ import annotations

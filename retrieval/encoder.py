@@ -74,6 +74,7 @@ class Encoder:
         self.precision = "fp32" if self._is_static else precision
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
         self._inference_transformer: torch.nn.Module | None = None
+        self._weights_sha256: str | None = None
         # A fast tokenizer holds its truncation length as state: two threads would cut each other's texts.
         self._tokenizing = Lock()
 
@@ -124,10 +125,15 @@ class Encoder:
         return int(self.model.get_embedding_dimension() or 0)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return everything that decides the vectors, and what is needed to load this encoder again."""
+        """Return everything that decides the vectors, and what is needed to load this encoder again.
+
+        The hash of the weights is kept; whoever changes them calls `weights_changed`.
+        """
+        if self._weights_sha256 is None:
+            self._weights_sha256 = weights_sha256(self.model, self.model.tokenizer)
         return {
             "source": self.source,
-            "weights_sha256": weights_sha256(self.model, self.model.tokenizer),
+            "weights_sha256": self._weights_sha256,
             "modules": [_description(module) for module in self.model],
             "dim": self.dim,
             "similarity": self.model.similarity_fn_name,
@@ -252,8 +258,8 @@ class Encoder:
         return embedding
 
     def weights_changed(self) -> None:
-        """Forget the bf16 copy of the weights; training calls this before it encodes."""
-        self._inference_transformer = None
+        """Forget the bf16 copy of the weights and their hash; training calls this before it encodes."""
+        self._inference_transformer = self._weights_sha256 = None
 
     def _infer(self, tokens: Sequence[Sequence[int]], task: str) -> Embeddings:
         import torch

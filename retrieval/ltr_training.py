@@ -245,7 +245,7 @@ class FeatureTask:
         same = sum(bool((self.labels[place] == self.labels[place][0]).all()) for place in step)
         return {"lists_of_one_grade": same} if same else {}
 
-    def observed(self) -> dict[str, float]:
+    def observed(self, loss: float) -> dict[str, float]:
         """Return nothing beside the loss."""
         return {}
 

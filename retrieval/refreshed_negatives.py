@@ -11,7 +11,8 @@ Source: Xiong et al. 2020, ANCE (arXiv:2007.00808), whose refresh is the one wit
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes import FaissIndex
-from retrieval.batches import Batcher, positive_documents
+from retrieval.batches import Batcher
 from retrieval.embedding_store import EmbeddingStore
+from retrieval.negative_candidates import Candidates, DenseSource, Source, permitted_candidates
 from retrieval.negatives import NegativeRules, PermittedDocuments, choose_places
+from retrieval.rows import TrainingRow
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
@@ -29,10 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Rows = NDArray[np.int64]
-VectorsOf = Callable[[Rows], NDArray[np.float32]]  # rows of the corpus → their vectors
-
-_MORE = 64  # candidates fetched beyond the depth, for those that are forbidden
-_QUERIES = 1_024  # searched at once
+Vectors = NDArray[np.float32]
 
 
 class RefreshedNegatives:
@@ -49,46 +49,48 @@ class RefreshedNegatives:
     def __init__(self, encoder: Encoder, batcher: Batcher, rules: NegativeRules, depth: int) -> None:
         self._encoder, self._batcher, self._rules = encoder, batcher, rules
         self._corpus, self._depth = batcher.corpus, depth
-        self._permitted = PermittedDocuments(self._corpus, batcher.rows, batcher.judgements)
+        self._permitted: PermittedDocuments | None = None
         self._candidates: list[Rows] = []
-        self._negatives: list[Rows] = []
+        self._negatives: list[Rows] = [np.empty(0, dtype=np.int64) for _ in batcher.rows]
 
     def begin(self) -> None:
         """Search the corpus with the start model, whose embeddings may lie in the store already."""
-        numbers = list(range(len(self._batcher.rows)))
-        stored = EmbeddingStore().embed(
-            self._encoder, "document", self._corpus.ids, lambda rows: self._corpus.texts(rows)
-        )
-        queries = self._encoder.encode_query([row.query for row in self._batcher.rows])
-        self._candidates = self._searched(numbers, queries, stored.blocks(), self._depth or self._rules.last_rank)
-        self._negatives = [np.empty(0, dtype=np.int64) for _ in numbers]
-        self._take(numbers, self._chosen(numbers, queries, self._candidates, 0, stored.rows))
+        rows, store = self._batcher.rows, EmbeddingStore()
+        digests = store.corpus_digests(self._corpus)
+        self._permitted = PermittedDocuments(self._corpus, rows, self._batcher.judgements, digests)
+        source = DenseSource(self._encoder, self._corpus, rows, store)
+        found = self._searched(source, rows, self._depth or self._rules.last_rank)
+        self._candidates = [one.documents for one in found]
+        self._take(range(len(rows)), self._chosen(rows, found, 0))
 
     def refresh(self, numbers: Sequence[int], step: int) -> None:
         """Mine the negatives of these rows again with the model as it is; `step` makes the draw another one."""
         rows = [self._batcher.rows[number] for number in numbers]
         queries = self._encoder.encode_query([row.query for row in rows])
-        if self._depth == 0:
-            vectors = self._encoder.encode_document(self._corpus.texts(range(len(self._corpus))))
-            candidates = self._searched(numbers, queries, [vectors], self._rules.last_rank)
-            found = self._chosen(numbers, queries, candidates, step, lambda wanted: vectors[wanted])
-        else:
+        positives = [self._positives(row) for row in rows]
+        if self._depth:
             candidates = [self._candidates[number] for number in numbers]
-            needed = np.unique(np.concatenate([*candidates, *map(self._positive_rows, numbers)]))
-            vectors = self._encoder.encode_document(self._corpus.texts(needed.tolist()))
-            found = self._chosen(
-                numbers, queries, candidates, step, lambda wanted: vectors[np.searchsorted(needed, wanted)]
-            )
-            logger.info(
-                "step %d: negatives of %d queries mined again; %d documents encoded", step, len(rows), len(needed)
-            )
-        self._take(numbers, found)
+            needed = np.unique(np.concatenate([*candidates, *positives]))
+        else:
+            candidates, needed = [], np.arange(len(self._corpus))
+        vectors = self._encoder.encode_document(self._corpus.texts(needed.tolist()))
+        scores = [self._positive_scores(*one, needed, vectors) for one in zip(rows, queries, positives, strict=True)]
+        if self._depth:
+            found = [
+                _ordered(documents, vectors[np.searchsorted(needed, documents)] @ query, own)
+                for documents, query, own in zip(candidates, queries, scores, strict=True)
+            ]
+        else:
+            found = self._searched(_AsItIs(queries, vectors, scores), rows, self._rules.last_rank)
+        message = "step %d: negatives of %d queries mined again; %d documents encoded"
+        logger.info(message, step, len(rows), len(needed))
+        self._take(numbers, self._chosen(rows, found, step))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return what a checkpoint must keep."""
         return {
             "negative_counts": np.array([len(rows) for rows in self._negatives], dtype=np.int64),
-            "negative_rows": np.concatenate([np.empty(0, dtype=np.int64), *self._negatives]),
+            "negative_rows": np.concatenate(self._negatives),
         }
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -96,67 +98,67 @@ class RefreshedNegatives:
         edges = np.cumsum(arrays["negative_counts"])[:-1]
         self._take(range(len(self._batcher.rows)), np.split(arrays["negative_rows"], edges))
 
-    def _searched(
-        self,
-        numbers: Sequence[int],
-        queries: NDArray[np.float32],
-        documents: Iterable[NDArray[np.float32]],
-        depth: int,
-    ) -> list[Rows]:
-        """Return the best `depth` permitted documents of each row, best first."""
-        index = FaissIndex(queries.shape[1])
-        for vectors in documents:
-            index.add(vectors)
-        found: list[Rows] = []
-        for start in range(0, len(numbers), _QUERIES):
-            neighbours = index.search(queries[start : start + _QUERIES], depth + _MORE)
-            for number, rows in zip(numbers[start : start + _QUERIES], neighbours.rows, strict=True):
-                rows = rows[rows >= 0]
-                mask = self._permitted.mask(self._permitted.forbidden(self._batcher.rows[number]), rows)
-                found.append(rows[mask][:depth])
-        return found
+    def _searched(self, source: Source, rows: Sequence[TrainingRow], depth: int) -> list[Candidates]:
+        """Return the best permitted documents of each row."""
+        assert self._permitted is not None
+        forbidden = [self._permitted.forbidden(row) for row in rows]
+        return permitted_candidates([source], len(self._corpus), self._permitted, forbidden, depth, Counter())
 
-    def _chosen(
-        self,
-        numbers: Sequence[int],
-        queries: NDArray[np.float32],
-        candidates: Sequence[Rows],
-        step: int,
-        vectors: VectorsOf,
-    ) -> list[Rows]:
-        """Return the negatives of each row: what the rules take of its candidates, ordered by their scores now."""
-        found: list[Rows] = []
-        for number, query, rows in zip(numbers, queries, candidates, strict=True):
-            scores = vectors(rows) @ query
-            order = np.argsort(-scores, kind="stable")
-            ranks = np.arange(1, len(rows) + 1)
-            key = f"{self._batcher.rows[number].query_id} {step}"
-            positive = self._positive_score(number, query, vectors) if self._rules.has_margin else None
-            found.append(rows[order][choose_places(self._rules, scores[order], ranks, positive, key)])
-        return found
+    def _chosen(self, rows: Sequence[TrainingRow], found: Sequence[Candidates], step: int) -> list[Rows]:
+        rules = self._rules
+        return [
+            one.documents[
+                choose_places(
+                    rules, one.scores, one.ranks, rules.positive_score(one.positive_scores), f"{row.query_id} {step}"
+                )
+            ]
+            for row, one in zip(rows, found, strict=True)
+        ]
 
-    def _positive_rows(self, number: int) -> Rows:
-        keys = [key for key, _ in positive_documents(self._batcher.rows[number])]
-        known = [self._corpus.row(key) for key in keys if isinstance(key, str) and key in self._corpus]
-        return np.array(known, dtype=np.int64)
+    def _positives(self, row: TrainingRow) -> Rows:
+        """Return the rows of the corpus that are a row's positives; none where it brings them as texts."""
+        return np.array([] if row.positives else [self._corpus.row(d) for d in row.positive_ids], dtype=np.int64)
 
-    def _positive_score(self, number: int, query: NDArray[np.float32], vectors: VectorsOf) -> float:
-        """Return the lowest score of a row's positives: what the margins are measured from."""
-        rows = self._positive_rows(number)
-        if len(rows):
-            return float((vectors(rows) @ query).min())
-        texts = [text for _, text in positive_documents(self._batcher.rows[number]) if text is not None]
-        return float((self._encoder.encode_document(texts) @ query).min())
+    def _positive_scores(
+        self, row: TrainingRow, query: Vectors, positives: Rows, needed: Rows, vectors: Vectors
+    ) -> Vectors:
+        own = (
+            self._encoder.encode_document(row.positives)
+            if row.positives
+            else vectors[np.searchsorted(needed, positives)]
+        )
+        scores: Vectors = own @ query
+        return scores
 
     def _take(self, numbers: Sequence[int], negatives: Sequence[Rows]) -> None:
         for number, rows in zip(numbers, negatives, strict=True):
             self._negatives[number] = rows
             ids = tuple(self._corpus.ids[row] for row in rows.tolist())
-            self._batcher.rows[number] = replace(
-                self._batcher.rows[number],
-                negative_ids=ids,
-                negatives=(),
-                negative_labels=(),
-                negative_scores=(),
-                negative_ranks=(),
+            none: dict[str, Any] = dict.fromkeys(
+                ("negatives", "negative_labels", "negative_scores", "negative_ranks"), ()
             )
+            self._batcher.rows[number] = replace(self._batcher.rows[number], negative_ids=ids, **none)
+
+
+class _AsItIs:
+    """All documents by the model as it is: vectors in memory, which no store keeps."""
+
+    def __init__(self, queries: Vectors, documents: Vectors, positive_scores: list[Vectors]) -> None:
+        self._queries, self._positive_scores = queries, positive_scores
+        self._index = FaissIndex(documents.shape[1])
+        self._index.add(documents)
+
+    def best(self, numbers: Sequence[int], k: int) -> Iterator[tuple[Rows, Vectors]]:
+        """Yield the best documents of each query."""
+        found = self._index.search(self._queries[list(numbers)], k)
+        for rows, scores in zip(found.rows, found.scores, strict=True):
+            yield rows[rows >= 0], scores[rows >= 0]
+
+    def positive_scores(self) -> list[Vectors]:
+        """Return the scores of every row's positives."""
+        return self._positive_scores
+
+
+def _ordered(documents: Rows, scores: Vectors, positive_scores: Vectors) -> Candidates:
+    order = np.argsort(-scores, kind="stable")
+    return Candidates(documents[order], scores[order], np.arange(1, len(order) + 1), positive_scores)

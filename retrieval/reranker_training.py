@@ -231,7 +231,7 @@ class RerankerTask:
         filled = sum(one.made.filled for one in step)
         return Counter(documents=sum(sizes), filled=filled, alone=sizes.count(1))
 
-    def observed(self) -> dict[str, float]:
+    def observed(self, loss: float) -> dict[str, float]:
         """Return nothing beside the loss."""
         return {}
 

@@ -42,6 +42,11 @@ class StepLog:
         self._seen = _Seen(batch, self._dim)
         return self._seen
 
+    @property
+    def documents(self) -> int:
+        """How many documents the numbers about embeddings are of."""
+        return 0 if self._seen is None or self._seen.documents is None else len(self._seen.documents)
+
     def values(self) -> dict[str, float]:
         """Return the numbers of the last batch by name; those that it does not have are left out.
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval.attention import set_attention
 from retrieval.batches import Batch, Batcher
+from retrieval.embedding_health import collapse_warning
 from retrieval.encoder import Encoder
 from retrieval.errors import require
 from retrieval.fast_dropout import use_fast_dropout
@@ -128,6 +129,7 @@ class DualEncoderTask:
         self.steps_per_epoch = steps_per_epoch(self.batcher, config.gradient_accumulation_steps)
         self.hard = HardExamples(config, self.encoder, self.batcher, epochs=self._epochs())
         self.log = StepLog(self.encoder.dim)
+        self._signs = 0  # of collapse, in a row
         self.objective = Objective(
             config,
             loss,
@@ -218,9 +220,26 @@ class DualEncoderTask:
             found.update(b.batch.causes)  # + would drop what is 0
         return found
 
-    def observed(self) -> dict[str, float]:
-        """Return numbers of the step's last batch, and of the epoch's batches where they have just been drawn."""
-        return self.log.values() | self.hard.news()
+    def observed(self, loss: float) -> dict[str, float]:
+        """Return numbers of the step's last batch, and of the epoch's batches where they have just been drawn.
+
+        A collapse that is seen twice in a row is warned of, once.
+        """
+        found = self.log.values()
+        if {"document_cosine", "effective_rank"} <= found.keys():
+            triplets = [term for term in self.loss.terms if term.name == "triplet"]
+            sign = collapse_warning(
+                loss,
+                float(triplets[0].settings["margin"]) if len(triplets) == len(self.loss.terms) else None,
+                document_cosine=found["document_cosine"],
+                effective_rank=found["effective_rank"],
+                score_std=found.get("score_std"),
+                documents=self.log.documents,
+            )
+            self._signs = 0 if sign is None else self._signs + 1
+            if sign is not None and self._signs == 2:
+                logger.warning(sign)
+        return found | self.hard.news()
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Return the bank of proxies, the mined negatives, the memory of losses: whatever the settings ask for."""

@@ -113,7 +113,7 @@ class TrainingLoop:
                     state.losses = []
                     speed = {f"{task.unit}_per_second": rate}
                     bar.set_postfix(loss=f"{loss:.4f}", **{f"{task.unit}_per_s": f"{rate:.0f}"})
-                    found = {**speed, **task.observed(), **self._learned(), **state.causes}
+                    found = {**speed, **task.observed(loss), **self._learned(), **state.causes}
                     self._log(loss=loss, grad_norm=norm, **found)
                     started, seen = state.seconds, 0
                 if self._validation_is_due():

@@ -69,8 +69,11 @@ class Task(Protocol):
         """Return how often each rule about its data has touched a step."""
         ...
 
-    def observed(self) -> dict[str, float]:
-        """Return what the log tells of the last step beside its loss, by name."""
+    def observed(self, loss: float) -> dict[str, float]:
+        """Return what the log tells of the last step beside its loss, by name; warn where it is a bad sign.
+
+        `loss` is the mean over the steps since the last time.
+        """
         ...
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:

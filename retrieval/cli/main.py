@@ -34,13 +34,16 @@ VERBS: dict[str, str] = {
     "rerank": "score the best documents of a run again with a reranker",
     "fuse": "make one run of several, by ranks or by scores",
     "features": "write features of a run for learning to rank",
+    "mine": "find hard negatives with a model, BM25 or both",
+    "audit": "estimate how many mined negatives are relevant after all, by rank",
     "label": "turn a reranker's scores over a run into training rows for a dual encoder",
     "evaluate": "measure a run against qrels, with intervals",
     "losses": "list the losses: labels, use, cost, paper; or tell one in full",
+    "doctor": "find out why a training does not work, before it or from its run",
     "selftest": "prove that large-batch training gives the plain gradient, on your model, data and loss",
     "bench-losses": "find out which loss helps on your data",
 }
-RESUMABLE = ("train", "train-reranker", "train-ltr", "encode", "rerank", "bench-losses")
+RESUMABLE = ("train", "train-reranker", "train-ltr", "encode", "rerank", "mine", "bench-losses")
 
 OK, FAILED, USAGE = 0, 1, 2
 

@@ -68,7 +68,7 @@ def test_every_verb_has_help_with_examples(capsys, name):
     ("arguments", "message"),
     [
         (["trian"], "unknown verb 'trian'; did you mean 'train'"),
-        (["TRAIN"], "unknown verb 'TRAIN'; known: bench-losses, convert, data, "),
+        (["TRAIN"], "unknown verb 'TRAIN'; known: audit, bench-losses, convert, data, "),
         (["-v"], "unknown verb '-v'; known: "),
         ([""], "unknown verb ''; known: "),
         (["train", "--modle", "x"], "unknown flag '--modle'; did you mean '--model'"),

@@ -169,7 +169,7 @@ SOUND = {"document_cosine": 0.1, "effective_rank": 40.0, "score_std": 0.1, "docu
     [
         (0.2, 0.2, {}, None),  # by chance at the margin
         (0.5, None, {"document_cosine": 0.9}, None),
-        (0.5, None, {"document_cosine": 0.97}, "collapsed: the mean cosine of different documents is 0.970; look for wrong"),
+        (0.5, None, {"document_cosine": 0.97}, "the mean cosine of different documents is 0.970; look for wrong"),
         (0.5, None, {"effective_rank": 1.2}, "collapsed: the effective rank of 64 documents is 1.2; look for wrong"),
         (0.2, 0.2, {"document_cosine": 0.97}, "is 0.970 and the loss 0.2 is stuck at its margin; look for wrong"),
         (0.201, 0.2, {"score_std": 0.001}, "a query's scores differ by 0.0010 only and the loss 0.201 is stuck at"),

@@ -1,0 +1,270 @@
+"""Hard negatives for training rows: candidates by a dense index, BM25 or both, filtered by their scores, drawn.
+
+    training rows ─► candidates without what is forbidden, ranked ─► window ─► [reranker] ─► margins ─► draw ─► rows
+
+What is forbidden, how ranks are counted and what the rules mean stands in `retrieval.negatives`; how two sources are
+joined, in `retrieval.negative_candidates`. One kind of score is used for a row: that of the reranker if there is one,
+else that of the dense index, else that of BM25, on which no margin can be set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.batches import collect_judgements
+from retrieval.bm25 import BM25Searcher
+from retrieval.embedding_store import EmbeddingStore
+from retrieval.errors import InputError, did_you_mean
+from retrieval.negative_candidates import BM25Source, Candidates, DenseSource, Source, permitted_candidates
+from retrieval.negatives import NegativeRules, PermittedDocuments, choose_places
+from retrieval.reranking import Reranker, rerank
+from retrieval.rows import TrainingRow, rows_from_qrels
+
+if TYPE_CHECKING:
+    from retrieval.collection import Collection
+    from retrieval.corpus import Corpus
+    from retrieval.encoder import Encoder
+    from retrieval.scored_blocks import ScoredBlocks
+    from retrieval.trec import Run
+
+log = logging.getLogger(__name__)
+
+SourceName = Literal["dense", "bm25"]
+
+DEFAULT_SPLIT = "train"
+
+# The best 100 and a margin of 5 %: NV-Retriever's best rule. Leaving out the first ranks instead, as 10:100 does,
+# throws away the negatives that teach most wherever a query's neighbourhood holds few unjudged relevant documents.
+DEFAULT_RULES = NegativeRules(relative_margin=0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class Mined:
+    """What `mine` found.
+
+    Attributes:
+        rows: one for each training row, with its positives; negatives are the mined ones, at most as many as wanted.
+        full, fewer, none: rows with as many negatives as wanted, with fewer, with none at all.
+        candidates: how many stood in the windows of all rows.
+        removed: how many candidates each rule removed: "relevant" and "same_text" above the end of each list,
+            "absolute_margin", "relative_margin" and "max_score" in the windows, each the first rule that did.
+    """
+
+    rows: list[TrainingRow]
+    full: int
+    fewer: int
+    none: int
+    candidates: int
+    removed: dict[str, int]
+
+
+def mine(
+    collection: Collection,
+    encoder: Encoder | None = None,
+    *,
+    split: str = DEFAULT_SPLIT,
+    rows: Sequence[TrainingRow] | None = None,
+    candidates: Sequence[SourceName] = ("dense",),
+    rules: NegativeRules | None = None,
+    reranker: Reranker | None = None,
+    store: EmbeddingStore | None = None,
+    blocks: ScoredBlocks | None = None,
+) -> Mined:
+    """Choose hard negatives for every training row.
+
+    Args:
+        collection: the documents, and the training split's judgements.
+        encoder: for dense candidates; BM25 alone needs none.
+        split: the training split. Its judgements say what may not be a negative.
+        rows: for these, whose positives stay as they are and whose negatives are replaced; a collection without a
+            training split will do then. None: one row for each query of the split.
+        candidates: "dense", "bm25", or both.
+        rules: which candidates become negatives; None: the best 100, a relative margin of 0.05 unless BM25 alone
+            scores, the first 7.
+        reranker: scores positives and the candidates in the window again; its scores decide and are written.
+        store: where embeddings are kept; None: in the user's cache.
+        blocks: finished work of the reranker, to go on from after an interruption.
+
+    Raises:
+        InputError: settings that do not go together, no documents, no such split, no training row.
+    """
+    check_mining(candidates, rules, has_encoder=encoder is not None, has_reranker=reranker is not None)
+    rules = rules or default_rules(candidates, has_reranker=reranker is not None)
+    corpus, store = collection.corpus, store or EmbeddingStore()
+    if not len(corpus):
+        raise InputError("holds no document to mine from", path=corpus.source, kind="empty")
+    rows, allowed = _training_rows(collection, split, rows, store)
+    sources: list[Source] = []
+    if encoder is not None and "dense" in candidates:
+        sources.append(DenseSource(encoder, corpus, rows, store))
+    if "bm25" in candidates:
+        sources.append(BM25Source(BM25Searcher.build(corpus), rows))
+    removed: Counter[str] = Counter()
+    forbidden = [allowed.forbidden(row) for row in rows]
+    found = permitted_candidates(sources, len(corpus), allowed, forbidden, rules.last_rank, removed)
+    found = [one.take(np.flatnonzero(one.ranks >= rules.first_rank)) for one in found]
+    if reranker is not None:
+        found = _rescored(found, rows, reranker, corpus, blocks)
+    mined = [_mined(row, one, rules, corpus, removed) for row, one in zip(rows, found, strict=True)]
+    lengths = np.array([len(row.negative_ids) for row in mined])
+    result = Mined(
+        rows=mined,
+        full=int((lengths == rules.num_negatives).sum()),
+        fewer=int(((lengths > 0) & (lengths < rules.num_negatives)).sum()),
+        none=int((lengths == 0).sum()),
+        candidates=sum(len(one.documents) for one in found),
+        removed=dict(removed),
+    )
+    _report(result, rules)
+    return result
+
+
+def check_mining(
+    candidates: Sequence[str], rules: NegativeRules | None, *, has_encoder: bool, has_reranker: bool
+) -> None:
+    """Refuse settings of `mine` that do not go together."""
+    known = get_args(SourceName)
+    for name in candidates:
+        if name not in known:
+            raise InputError(f"unknown candidates {name!r}{did_you_mean(name, known)}")
+    if not candidates or len(set(candidates)) < len(candidates):
+        raise InputError(f"got candidates {', '.join(candidates) or 'from nowhere'}; wanted dense, bm25 or both, once")
+    if "dense" in candidates and not has_encoder:
+        raise InputError("dense candidates need a model (--model); BM25 alone needs none (--candidates bm25)")
+    if rules is not None and rules.has_margin and not has_reranker and "dense" not in candidates:
+        message = "a margin compares a model's scores with the positive's, and BM25's are none"
+        raise InputError(f"{message}; add dense candidates or a reranker, or leave the margin out")
+
+
+def default_rules(candidates: Sequence[str], *, has_reranker: bool = False) -> NegativeRules:
+    """Return the rules of a mining that names none: no margin where BM25 alone scores."""
+    return DEFAULT_RULES if has_reranker or "dense" in candidates else replace(DEFAULT_RULES, relative_margin=None)
+
+
+def row_lines(rows: Iterable[TrainingRow]) -> Iterator[str]:
+    """Yield each row as the JSON line of a file; without a negative, too, it says so."""
+    for row in rows:
+        ids = {"positive_ids": list(row.positive_ids), "negative_ids": list(row.negative_ids)}
+        yield json.dumps({**row.to_dict(), **ids}, ensure_ascii=False, allow_nan=False)
+
+
+def _training_rows(
+    collection: Collection, split: str, given: Sequence[TrainingRow] | None, store: EmbeddingStore
+) -> tuple[Sequence[TrainingRow], PermittedDocuments]:
+    """Return the rows to mine for, and what may not be a negative of them by all that the split judges."""
+    rows = rows_from_qrels(collection, split) if given is None else given
+    if not rows:
+        raise InputError("got no training row to mine for")
+    has_split = given is None or split in collection.splits or split != DEFAULT_SPLIT
+    qrels = collection.qrels(split) if has_split else {}
+    texts = collection.query_texts if has_split else {}
+    ours = {row.query for row in rows}
+    same_text = [TrainingRow(query_id=q, query=texts[q]) for q in qrels if texts.get(q) in ours]
+    judgements = collect_judgements([*rows, *same_text], qrels)
+    digests = store.corpus_digests(collection.corpus)
+    return rows, PermittedDocuments(collection.corpus, [*rows, *same_text], judgements, digests)
+
+
+def _mined(
+    row: TrainingRow, found: Candidates, rules: NegativeRules, corpus: Corpus, removed: Counter[str]
+) -> TrainingRow:
+    """Return a row with its negatives drawn."""
+    positive = rules.positive_score(found.positive_scores)
+    chosen = found.take(choose_places(rules, found.scores, found.ranks, positive, row.query_id, removed))
+    return replace(
+        row,
+        positive_scores=tuple(found.positive_scores.tolist()),
+        negative_ids=tuple(corpus.ids[document] for document in chosen.documents.tolist()),
+        negatives=(),
+        negative_labels=(),
+        negative_scores=tuple(chosen.scores.tolist()),
+        negative_ranks=tuple(chosen.ranks.tolist()),
+    )
+
+
+def _rescored(
+    found: Sequence[Candidates],
+    rows: Sequence[TrainingRow],
+    reranker: Reranker,
+    corpus: Corpus,
+    blocks: ScoredBlocks | None,
+) -> list[Candidates]:
+    """Return the candidates with the reranker's scores, best first, and the ranks that they had."""
+    positives = [_positive_keys(row, corpus) for row in rows]
+    run: Run = {}
+    for number, (one, keys) in enumerate(zip(found, positives, strict=True)):
+        # Falling numbers for scores: where the reranker ties, the old order decides.
+        names = [*keys, *map(str, one.documents.tolist())]
+        run[str(number)] = {name: -float(place) for place, name in enumerate(names)}
+    queries = {str(number): row.query for number, row in enumerate(rows)}
+    longest = max(map(len, run.values()))
+    reranked = rerank(run, _ByRow(reranker, corpus, rows), queries, k=longest, blocks=blocks)
+    rescored = []
+    for one, keys, scores in zip(found, positives, reranked.values(), strict=True):
+        own = np.array([scores[key] for key in keys], dtype=np.float32)
+        place_of = {str(document): place for place, document in enumerate(one.documents.tolist())}
+        names = [name for name in scores if name in place_of]
+        new = np.array([scores[name] for name in names], dtype=np.float32)
+        best_first = one.take([place_of[name] for name in names])
+        rescored.append(replace(best_first, scores=new, positive_scores=own))
+    return rescored
+
+
+def _positive_keys(row: TrainingRow, corpus: Corpus) -> list[str]:
+    """Name a row's positives within a run: a row of the corpus, or the place of a text that the row brought."""
+    if row.positives:
+        return [f"text {place}" for place in range(len(row.positives))]
+    return [str(corpus.row(doc_id)) for doc_id in row.positive_ids]
+
+
+class _ByRow:
+    """A reranker of texts as a reranker of a run whose queries are numbers of training rows."""
+
+    def __init__(self, reranker: Reranker, corpus: Corpus, rows: Sequence[TrainingRow]) -> None:
+        self.reranker, self.corpus, self.rows = reranker, corpus, rows
+
+    def score_run(self, queries: Mapping[str, str], candidates: Run) -> list[NDArray[np.float32]]:
+        """Return the scores of every row's documents."""
+        texts = [[self._text(int(number), name) for name in found] for number, found in candidates.items()]
+        return self.reranker.score([queries[number] for number in candidates], texts)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what decides the scores: reranker and texts."""
+        given = hashlib.sha256(repr([row.positives for row in self.rows]).encode("utf-8", "surrogatepass"))
+        texts = {"corpus_sha256": self.corpus.sha256, "texts_sha256": given.hexdigest()}
+        return {"reranker": self.reranker.fingerprint(), **texts}
+
+    def _text(self, number: int, name: str) -> str:
+        if name.startswith("text "):
+            return self.rows[number].positives[int(name.removeprefix("text "))]
+        return self.corpus.text(int(name))
+
+
+def _report(mined: Mined, rules: NegativeRules) -> None:
+    """Log how many negatives there are, and why there are no more."""
+    counts = (len(mined.rows), mined.full, rules.num_negatives, mined.fewer, mined.none)
+    log.info("%d rows: %d with %d negatives, %d with fewer, %d with none", *counts)
+    forbidden = {name: mined.removed.get(name, 0) for name in ("relevant", "same_text")}
+    log.info("left out: %d judged relevant, %d with the same text", *forbidden.values())
+    for name, count in mined.removed.items():
+        if name not in forbidden:
+            share = 100 * count / max(1, mined.candidates)
+            log.info(
+                "%s: %d of the %d candidates in the windows removed (%.1f %%)", name, count, mined.candidates, share
+            )
+    if mined.none:
+        several = np.mean([len(row.positive_scores) for row in mined.rows]) > 1 and rules.has_margin
+        hint = (
+            f"; margins are measured from the {rules.margin_from} of several positives (margin_from)" if several else ""
+        )
+        message = "%d of %d rows have no negative; a wider range or a smaller margin would find some%s"
+        log.warning(message, mined.none, len(mined.rows), hint)
