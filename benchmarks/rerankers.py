@@ -66,9 +66,10 @@ NOTES = (
     "`pool` is their reciprocal rank fusion. nDCG counts relevant documents that no first stage found.",
     "Lists of 1 + 7, one pass, 8 lists a step, pairs of 192 tokens; MedQuAD: 1,500 training and 300 test queries, by "
     "hash; SciFact: 646 training queries and all 300 of test. Every loss divides by a temperature of 1.",
-    "Learning rates from 2e-5, 5e-5, 1e-4 and 2e-4 by nDCG@10 on 100 dev queries of pydocs, one seed, for the pointwise loss "
-    "and for the listwise one; the other methods take the listwise one's. No dev query of SciFact or MedQuAD was read. 2e-5 was added when the pointwise loss was best "
-    "at 5e-5, then the lowest rate, before any run for test.",
+    "Learning rates from 2e-5, 5e-5, 1e-4 and 2e-4 by nDCG@10 on 100 dev queries of pydocs, one seed, for the "
+    "pointwise loss and for the listwise one; the other methods take the listwise one's. No dev query of SciFact or "
+    "MedQuAD was read. 2e-5 was added when the pointwise loss was best at 5e-5, then the lowest rate, before "
+    "any run for test.",
 )
 
 

@@ -44,7 +44,7 @@ class ProxyBranch(nn.Module):
     def __init__(self, dim: int, proxy_dim: int, seed: int) -> None:
         super().__init__()
         # skip_init: no number is drawn that the run would have drawn without proxies
-        self.linear = nn.utils.skip_init(nn.Linear, dim, proxy_dim, bias=False)
+        self.linear: nn.Linear = nn.utils.skip_init(nn.Linear, dim, proxy_dim, bias=False)  # type: ignore[no-untyped-call]
         nn.init.orthogonal_(self.linear.weight, generator=torch.Generator().manual_seed(seed))
 
     def forward(self, embeddings: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ _PACKAGES = (
 # Settings that change no weight: a resumed run may have others.
 _FREE = {"out", "logging_steps", "save_steps", "save_total_limit", "eval_full"}
 # What a run writes, in the order in which --overwrite deletes it: half of it gone, the rest is still a run to resume.
-_OURS = ("result.json", "model", "checkpoints", "metrics.jsonl", "bad_pairs.tsv", "data.json")
+_OURS = ("result.json", "model", "checkpoints", "metrics.jsonl", "bad_pairs.tsv", "stopped.json", "data.json")
 _HEADER = "# A training run of Rankwright. To repeat it: rankwright {} --config THIS_FILE --out ANOTHER_FOLDER\n"
 
 
@@ -44,8 +44,9 @@ class RunFolder:
     """Where a run keeps what it was told and what it found.
 
     Files: `config.yaml` (resolved settings; `train --config` reloads them to the same run), `data.json` (hashes of
-    what is trained on), `environment.json`, `metrics.jsonl`, `result.json` (only of a finished run), `checkpoints/`,
-    `model/`. A folder is known as a run by the first line of its `config.yaml`; no other one is ever deleted from.
+    what is trained on), `environment.json`, `metrics.jsonl`, `result.json` (only of a finished run), `stopped.json`
+    (only of one that stopped by itself), `checkpoints/`, `model/`. A folder is known as a run by the first line of its
+    `config.yaml`; no other one is ever deleted from.
     """
 
     def __init__(self, path: Path, verb: str = "train") -> None:
@@ -102,6 +103,7 @@ class RunFolder:
         else:
             for name in _OURS:
                 _delete(self.path / name)
+        _delete(self.path / "stopped.json")
         for folder in (self.path, self.path / "checkpoints"):
             remove_stale(folder)
         write_text(self.path / "config.yaml", self._header + dump_yaml(config.to_dict()))
@@ -161,6 +163,10 @@ class RunFolder:
     def write_result(self, **values: Any) -> None:
         """Publish result.json, which marks the run as finished."""
         write_json(self.path / "result.json", values)
+
+    def write_stop(self, **values: Any) -> None:
+        """Publish stopped.json: at which step training stopped by itself, and why."""
+        write_json(self.path / "stopped.json", values)
 
 
 def _delete(path: Path) -> None:

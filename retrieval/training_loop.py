@@ -301,7 +301,11 @@ def run_training(
         with locked(folder.path):
             finished = folder.begin(config, fingerprints, resume=resume, overwrite=overwrite)
             if finished is None:
-                return loop.finish()
+                try:
+                    return loop.finish()
+                except TrainingStoppedError as error:
+                    folder.write_stop(step=loop.progress.step, reason=str(error))
+                    raise
     logger.info("%s is finished (%d steps); nothing to do", config.out, finished["steps"])
     return TrainResult(folder.path, finished["steps"], finished["best_step"], finished["dev"])
 
