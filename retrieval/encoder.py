@@ -74,7 +74,7 @@ class Encoder:
         self.precision = "fp32" if self._is_static else precision
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
         self._inference_transformer: torch.nn.Module | None = None
-        self._weights_sha256: str | None = None
+        self._weights: tuple[list[float], str] | None = None  # their sums, and their hash
         # A fast tokenizer holds its truncation length as state: two threads would cut each other's texts.
         self._tokenizing = Lock()
 
@@ -127,13 +127,14 @@ class Encoder:
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that decides the vectors, and what is needed to load this encoder again.
 
-        The hash of the weights is kept; whoever changes them calls `weights_changed`.
+        The hash of the weights is kept until the sum of one of them changes, as any training changes it.
         """
-        if self._weights_sha256 is None:
-            self._weights_sha256 = weights_sha256(self.model, self.model.tokenizer)
+        now = [float(tensor.sum()) for tensor in self.model.state_dict().values()]
+        if self._weights is None or self._weights[0] != now:
+            self._weights = now, weights_sha256(self.model, self.model.tokenizer)
         return {
             "source": self.source,
-            "weights_sha256": self._weights_sha256,
+            "weights_sha256": self._weights[1],
             "modules": [_description(module) for module in self.model],
             "dim": self.dim,
             "similarity": self.model.similarity_fn_name,
@@ -259,7 +260,7 @@ class Encoder:
 
     def weights_changed(self) -> None:
         """Forget the bf16 copy of the weights and their hash; training calls this before it encodes."""
-        self._inference_transformer = self._weights_sha256 = None
+        self._inference_transformer = self._weights = None
 
     def _infer(self, tokens: Sequence[Sequence[int]], task: str) -> Embeddings:
         import torch

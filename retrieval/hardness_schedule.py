@@ -41,8 +41,11 @@ class Schedule:
         return low + (high - low) * way
 
     def of_epoch(self, epoch: int, epochs: int) -> float:
-        """Return the hardness of an epoch, from 0: a ramp starts in the first and ends in the last of `epochs`."""
-        return self.at(epoch / max(epochs - 1, 1))
+        """Return the hardness of an epoch, from 0: a ramp starts in the first and ends in the last of `epochs`.
+
+        Steps count from the share of the training that is done when the epoch begins.
+        """
+        return self.at(epoch / epochs if self.shape == "steps" else epoch / max(epochs - 1, 1))
 
 
 def parse_hardness(text: str | float) -> Schedule:

@@ -227,10 +227,9 @@ class DualEncoderTask:
         """
         found = self.log.values()
         if {"document_cosine", "effective_rank"} <= found.keys():
-            triplets = [term for term in self.loss.terms if term.name == "triplet"]
             sign = collapse_warning(
                 loss,
-                float(triplets[0].settings["margin"]) if len(triplets) == len(self.loss.terms) else None,
+                self._margin(),
                 document_cosine=found["document_cosine"],
                 effective_rank=found["effective_rank"],
                 score_std=found.get("score_std"),
@@ -240,6 +239,13 @@ class DualEncoderTask:
             if sign is not None and self._signs == 2:
                 logger.warning(sign)
         return found | self.hard.news()
+
+    def _margin(self) -> float | None:
+        """Return the loss of a batch whose scores are all equal, for a triplet loss alone."""
+        first, *others = self.loss.terms
+        if others or first.name != "triplet":
+            return None
+        return float(first.settings["margin"]) * float(getattr(self.loss, "weights", [1.0])[0])
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Return the bank of proxies, the mined negatives, the memory of losses: whatever the settings ask for."""

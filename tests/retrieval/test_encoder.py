@@ -275,3 +275,18 @@ def test_blocks_are_read_one_ahead(tiny):
     assert read == [0, 1]
     found.close()
     assert list(tiny.encode_blocks([], tiny.document)) == []
+
+
+def test_the_hash_of_the_weights_follows_what_a_trainer_does(tiny_model):
+    encoder = Encoder.load(tiny_model, device="cpu")
+    before = encoder.fingerprint()["weights_sha256"]
+    assert encoder.fingerprint()["weights_sha256"] == before
+    optimizer = torch.optim.AdamW(encoder.model.parameters(), lr=1e-2, fused=True)
+    encoder.forward([[1, 2, 3]]).sum().backward()
+    optimizer.step()
+    stepped = encoder.fingerprint()["weights_sha256"]
+    assert stepped != before
+    encoder.model.load_state_dict(Encoder.load(tiny_model, device="cpu").model.state_dict())
+    assert encoder.fingerprint()["weights_sha256"] == before
+    next(encoder.model.parameters()).data[0, 0] += 0.5
+    assert encoder.fingerprint()["weights_sha256"] not in (before, stepped)

@@ -26,6 +26,9 @@ def test_a_ramp_goes_evenly_from_the_first_epoch_to_the_last():
 def test_a_ramp_may_fall_and_one_epoch_is_its_start():
     assert parse_hardness("1:0").at(0.25) == 0.75
     assert parse_hardness("1:0").of_epoch(0, 1) == 1
+    steps = parse_hardness("0.2@0,0.8@0.5")
+    assert [steps.of_epoch(epoch, 4) for epoch in range(4)] == [0.2, 0.2, 0.8, 0.8]
+    assert [steps.of_epoch(epoch, 3) for epoch in range(3)] == [0.2, 0.2, 0.8]  # half is done within the second
 
 
 def test_cosine_by_hand():

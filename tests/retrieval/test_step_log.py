@@ -79,7 +79,7 @@ def test_nothing_is_told_before_a_step():
     assert StepLog(3).documents == 0
 
 
-@pytest.mark.parametrize(("loss", "margin"), [("triplet", True), ("infonce", False)])
+@pytest.mark.parametrize(("loss", "margin"), [("triplet", True), ("0.5*triplet", True), ("infonce", False)])
 def test_a_collapse_is_warned_of_once_when_it_is_seen_twice_in_a_row(
     tiny_model, tiny_collection, tmp_path, monkeypatch, caplog, loss, margin
 ):
@@ -92,7 +92,7 @@ def test_a_collapse_is_warned_of_once_when_it_is_seen_twice_in_a_row(
         monkeypatch.setattr(StepLog, "values", lambda self, values=values: dict(values))
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="retrieval"):
-            task.observed(0.2)
+            task.observed(0.1 if loss.startswith("0.5") else 0.2)
         told.append("the embeddings have collapsed" in caplog.text)
         if told[-1]:
             assert ("stuck at its margin" in caplog.text) == margin
