@@ -1,15 +1,15 @@
 """Hard batches and hard negatives at equal steps: random, cluster, global proxies, negatives mined once or refreshed.
 
 MedQuAD (2,000 training queries by hash, batches of 64 and 16) and pydocs (2,000, batches of 32), three epochs at 32/64
-tokens, three seeds. nDCG@10 at five points on dev (300 queries by hash, a pool of 3,000 documents) stands beside the
+tokens, three seeds. nDCG@10 at five points on dev (300 queries by hash, a pool of 6,000 documents) stands beside the
 seconds of training up to there: with the mining, the refreshes, the clustering, the proxies' own forward and backward
-pass and the drawing of the epochs, without the validations. The best of the five points then searches all documents for
-the test queries, once.
+pass and the drawing of the epochs, without the validations. The best of the five points then searches all documents
+for the test queries, once.
 
 Chosen on pydocs' dev with one seed, two trials of each method: the learning rate by random batches, then each other
 method's own setting at that rate; all is carried over to MedQuAD.
 
-About 4 hours on two cores with bf16.
+About 5 hours on two cores with bf16.
 """
 
 from __future__ import annotations
@@ -43,19 +43,28 @@ SOURCES = (
     "retrieval/batch_order.py",
     "retrieval/embedding_store.py",
     "retrieval/hard_examples.py",
+    "retrieval/hardness_schedule.py",
     "retrieval/mining.py",
     "retrieval/negative_candidates.py",
     "retrieval/negatives.py",
     "retrieval/objective.py",
     "retrieval/proxies.py",
     "retrieval/refreshed_negatives.py",
+    "retrieval/stored_neighbors.py",
+    "retrieval/validation.py",
 )
 MEASURES = ("nDCG@10", "RR@10")
 SEEDS, EPOCHS, POINTS = 3, 3, 5
-QUERIES, DEV, POOL = 2_000, 300, 3_000
+QUERIES, DEV, POOL = 2_000, 300, 6_000
+MINED = 3  # negatives of a query in a file that is mined once; each epoch draws one of them
 LENGTHS = (32, 64)
 METHODS = ("random", "cluster", "proxy", "mined", "refreshed")
-COLLECTIONS = {("medquad", 64): METHODS, ("medquad", 16): ("random", "proxy", "refreshed"), ("pydocs", 32): METHODS}
+# "branch": the proxies' branch and loss, and random batches
+COLLECTIONS = {
+    ("medquad", 64): (*METHODS, "branch"),
+    ("medquad", 16): ("random", "proxy", "refreshed"),
+    ("pydocs", 32): METHODS,
+}
 TRIED_ON = ("pydocs", 32)
 LEARNING_RATES = (2e-5, 5e-5)
 HARDNESS, RANGES = ("0.5", "1"), ("1:30", "10:100")
@@ -63,13 +72,15 @@ OWN = {"cluster": HARDNESS, "proxy": HARDNESS, "mined": RANGES, "refreshed": RAN
 DOCUMENTS = {"medquad": 15_809, "pydocs": 5_900}
 NOTES = (
     "2,000 training queries by hash, 3 epochs, 32/64 tokens, InfoNCE at 0.05, one relevant document each; mined and "
-    "refreshed add one negative a query (relative margin 0.05, drawn at random from their ranks), refreshed once an "
-    "epoch over the start model's best 100. All methods take equally many steps.",
+    "refreshed add one negative a query and step (relative margin 0.05, at random from their ranks): mined has three "
+    "of each query from the start, of which an epoch draws one; refreshed finds one anew before each epoch, among the "
+    "start model's best 100. All methods take equally many steps; branch has the proxies' loss and random batches.",
     "Seconds: of training, with everything that the method adds; validations are left out. Equal time is read from the "
-    "points: dev nDCG@10 of 300 queries over a pool of 3,000 documents, mean over seeds, at seconds from the start.",
+    "points: dev nDCG@10 of 300 queries over a pool of 6,000 documents, which holds what is judged for each and BM25's "
+    "best 50; mean over seeds, at seconds from the start.",
     "Test: the best of the five points on dev, or the start model where none beats it; all documents.",
-    "Chosen on pydocs' dev, one seed, two trials each: the learning rate by random batches, then hardness 0.5 or 1, "
-    "ranks 1:30 or 10:100. MedQuAD takes over what was chosen there.",
+    "Chosen on pydocs' dev, one seed, two trials each: the learning rate by random batches alone (cut: not by each "
+    "method), then hardness 0.5 or 1, ranks 1:30 or 10:100. MedQuAD takes over what was chosen there.",
 )
 
 
@@ -88,7 +99,7 @@ def plan(options: Options, results: Results) -> Plan:
         return Plan(cells, later=later, waiting="the trials of the learning rate on dev")
     tried = {name: _trials(name, rate, options) for name in OWN}
     cells += [cell for trials in tried.values() for cell in trials]
-    chosen = {name: _best(trials, results) for name, trials in tried.items()} | {"random": rate}
+    chosen = {name: _best(trials, results) for name, trials in tried.items()} | {"random": rate, "branch": rate}
     if any(settings is None for settings in chosen.values()):
         return Plan(cells, later=250.0 * runs, waiting="the trials of each method on dev")
     for (name, size), methods in COLLECTIONS.items():
@@ -123,6 +134,8 @@ def _best(cells: Sequence[Cell], results: Results) -> dict[str, Any] | None:
 def _cell(stage: str, name: str, size: int, method: str, seed: int, tried: dict[str, Any], options: Options) -> Cell:
     steps = EPOCHS * -(-QUERIES // size)
     own: dict[str, Any] = {"batching": method} if method in ("cluster", "proxy") else {}
+    if method == "branch":
+        own = {"batching": "proxy", "hardness": "0"}
     if method == "refreshed":
         own = {"refresh_every": steps // EPOCHS, "refresh_depth": 100}
     wanted: dict[str, Any] = {
@@ -155,7 +168,7 @@ def _cell(stage: str, name: str, size: int, method: str, seed: int, tried: dict[
         "train": quality.frozen(wanted, tiny=False) if not options.tiny else wanted,
     }
     hard = method in ("mined", "refreshed")
-    seconds = 30 + EPOCHS * QUERIES / (28 if hard else 42) + POINTS * 12 + (60 if method == "mined" else 0)
+    seconds = 30 + EPOCHS * QUERIES / (28 if hard else 42) + POINTS * 18 + (60 if method == "mined" else 0)
     if stage == "test":
         seconds += DOCUMENTS[name] / 350
     return Cell(settings=settings, seconds=seconds + 60 * hard, sources=SOURCES)
@@ -176,16 +189,15 @@ def work(settings: Settings, options: Options, folder: Path) -> Values:
     os.environ["RANKWRIGHT_CACHE"] = str(folder / "cache")  # nothing is encoded already
     wanted, rows, spent = dict(settings["train"]), [], 0.0
     if settings["method"] == "mined":
-        started = time.perf_counter()
-        rows = [str(_mined(settings, place, folder))]
-        spent = time.perf_counter() - started
+        path, spent = _mined(settings, place, folder)
+        rows = [str(path)]
     train(model=quality.MODEL, data=str(place), out=str(folder / "run"), rows=rows, seed=settings["seed"], **wanted)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     points = [line for line in lines if "dev_pool_nDCG@10" in line]
     values: Values = {
         "curve": [[p["step"], round(p["seconds"] + spent, 1), round(p["dev_pool_nDCG@10"], 5)] for p in points],
         "seconds": round(lines[-1]["seconds"] + spent, 1),
-        "mining_seconds": round(spent, 1),
+        "pause_seconds": round(spent + max((line.get("pause_seconds", 0.0) for line in lines), default=0.0), 1),
         "likeness": [
             [round(line[f"likeness_{i}"], 4) for i in range(1, 11)] + [round(line["likeness_random"], 4)]
             for line in lines
@@ -202,22 +214,24 @@ def work(settings: Settings, options: Options, folder: Path) -> Values:
     return values
 
 
-def _mined(settings: Settings, place: Path, folder: Path) -> Path:
-    """Mine as refreshed does at its beginning: one negative a query, drawn at random from the ranks."""
+def _mined(settings: Settings, place: Path, folder: Path) -> tuple[Path, float]:
+    """Mine as refreshed does at its beginning, and return the file and the seconds once all is loaded."""
     lengths = {name: settings["train"][name] for name in ("query_max_length", "document_max_length")}
     first, last = parse_range(settings["tried"]["range"])
     rules = NegativeRules(
         first_rank=first,
         last_rank=last,
-        num_negatives=1,
+        num_negatives=MINED,
         relative_margin=0.05,
         sampling="random",
         seed=settings["seed"],
     )
-    store = EmbeddingStore(folder / "store")
-    found = mine(Collection.load(place), Encoder.load(quality.MODEL, **lengths), rules=rules, store=store)
+    store, collection = EmbeddingStore(folder / "store"), Collection.load(place)
+    encoder = Encoder.load(quality.MODEL, **lengths)
+    started = time.perf_counter()
+    found = mine(collection, encoder, rules=rules, store=store)
     write_lines(folder / "rows.jsonl", (json.dumps(row.to_dict()) for row in found.rows))
-    return folder / "rows.jsonl"
+    return folder / "rows.jsonl", time.perf_counter() - started
 
 
 def table(options: Options, results: Results) -> str:
@@ -272,14 +286,24 @@ def _gains(mine: dict[str, list[Values]]) -> list[str]:
     """Say what proxies gain, of what refreshed negatives gain, and what both cost."""
     if not all(mine.get(method) for method in ("random", "proxy", "refreshed")):
         return []
-    rows = {method: tables.Row(method, [[v] for v in runs]).per_query(MEASURES[0]) for method, runs in mine.items()}
+    known = {method: tables.Row(method, [[v] for v in runs]) for method, runs in mine.items() if runs}
+    if not all(known[method].claims for method in ("random", "proxy", "refreshed")):
+        return []
+    rows = {method: row.per_query(MEASURES[0]) for method, row in known.items()}
     told, gains = [], {}
     for one, other in (("proxy", "random"), ("proxy", "refreshed"), ("refreshed", "random")):
         gains[one, other] = found = paired_bootstrap(*paired(rows[one], rows[other]))
         told.append(f"{one} − {other} {found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]")
-    seconds = {method: median(run["seconds"] for run in runs) for method, runs in mine.items() if runs}
-    added = {method: seconds[method] - seconds["random"] for method in ("proxy", "refreshed")}
-    costs = f"added seconds: proxy {added['proxy']:.0f}, refreshed {added['refreshed']:.0f}"
+    # by seed: runs of one seed follow each other, in spells of the same speed
+    added, spread = {}, {}
+    for method in ("proxy", "refreshed"):
+        each = [one["seconds"] - other["seconds"] for one, other in zip(mine[method], mine["random"], strict=True)]
+        added[method] = median(each)
+        paused = median(run["pause_seconds"] for run in mine[method])
+        spread[method] = (
+            f"{added[method]:.0f} [{min(each):.0f}, {max(each):.0f}], {paused:.0f} of them between the steps"
+        )
+    costs = f"added seconds, by seed: proxy {spread['proxy']}, refreshed {spread['refreshed']}"
     refreshed = gains["refreshed", "random"]
     if refreshed.low > 0:
         share = gains["proxy", "random"].value / refreshed.value

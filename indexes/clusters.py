@@ -46,7 +46,7 @@ def kmeans(
             dim,
             int(k),
             niter=iterations,
-            seed=seed,
+            seed=seed % (2**31 - 1),  # an int32 there
             spherical=spherical,
             min_points_per_centroid=1,  # fewer than 39 would only be warned of
             max_points_per_centroid=_SAMPLE,

@@ -7,6 +7,7 @@ the rest at random. An order depends on (seed, epoch) and on what it is drawn by
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Protocol
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from indexes import FaissIndex
 
+logger = logging.getLogger(__name__)
+
 Numbers = NDArray[np.int64]
 
 # Streams of random numbers; (seed, 1) is that of the documents that a row draws, in retrieval.batches.
@@ -24,6 +27,7 @@ _RANDOM, _ALIKE = 0, 2
 EXACT = 100_000  # groups up to which neighbours are exact; above, FAISS's IVF finds nearly all
 _WAVE = 256  # anchors that are looked up together
 _PROBES = 8  # lists of an IVF that are searched
+_SAMPLE, _ALL_ALIKE = 1_024, 0.999  # proxies that are looked at, and their mean inner product from which they are one
 
 
 class EpochOrder(Protocol):
@@ -75,9 +79,10 @@ class ProxyOrder:
     """Batches of a group and those nearest to it by global proxies; the first epoch is that of `RandomOrder`.
 
     An anchor is drawn at random among the rows that no batch has yet; its batch is filled with the next row of each of
-    the groups nearest to the anchor's that have rows left, one row of a group. Where too few groups are left, rows at
-    random fill the batch. Towards the end of the drawing what is left lies far apart, and batches are like random
-    ones; they are therefore spread over the epoch by shuffling the batches.
+    the groups nearest to the anchor's that have rows left, one row of a group. Where too few are found, the next rows
+    of the random order fill the batch, as far as these hold other groups. Towards the end of the drawing what is left
+    lies far apart, and batches are like random ones; they are therefore spread over the epoch by shuffling the batches.
+    Where all proxies are alike, batches are random.
 
     Args:
         groups: (rows,) the group of each row.
@@ -102,18 +107,26 @@ class ProxyOrder:
 
     def batches(self, epoch: int) -> list[Numbers]:
         """Return the row numbers of each batch, batches in random order but for a short last one."""
-        if epoch == 0:
-            return RandomOrder(len(self.groups), self.batch_size, self.seed).batches(0)
-        if self._known is None or self._known[0] != epoch:
-            self._known = epoch, shuffled(self.drawn(epoch), np.random.default_rng([self.seed, _ALIKE, epoch, 1]))
-        return self._known[1]
+        return shuffled(self.drawn(epoch), np.random.default_rng([self.seed, _ALIKE, epoch, 1]), keep=epoch == 0)
 
     def drawn(self, epoch: int) -> list[Numbers]:
-        """Return the batches in the order in which they are drawn."""
+        """Return the batches in the order in which they are drawn; those of the last epoch asked for are kept."""
+        if self._known is None or self._known[0] != epoch:
+            self._known = epoch, self._draw(epoch)
+        return self._known[1]
+
+    def _draw(self, epoch: int) -> list[Numbers]:
+        at_random = RandomOrder(len(self.groups), self.batch_size, self.seed)
+        if epoch == 0:
+            return at_random.batches(0)
+        proxies = self.proxies()
+        if all_alike(proxies):
+            logger.warning("epoch %d: the proxies of all groups are alike, so its batches are random", epoch)
+            return at_random.batches(epoch)
         random = np.random.default_rng([self.seed, _ALIKE, epoch])
         sizes = batch_sizes(len(self.groups), self.batch_size)
         near = [near_rows(size - 1, self.hardness(epoch)) for size in sizes]
-        return draw_near(self.proxies(), self.groups, sizes, near, random)
+        return draw_near(proxies, self.groups, sizes, near, random)
 
 
 def batch_sizes(rows: int, batch_size: int) -> list[int]:
@@ -127,8 +140,17 @@ def near_rows(size: int, hardness: float) -> int:
     return round(size * hardness)
 
 
-def shuffled(batches: list[Numbers], random: np.random.Generator) -> list[Numbers]:
-    """Return the batches in random order; a last one that is shorter stays the last."""
+def all_alike(proxies: NDArray[np.floating]) -> bool:
+    """Whether groups cannot be told apart: nearly all of a sample have one direction, or none."""
+    some = np.asarray(proxies[:: max(1, len(proxies) // _SAMPLE)], dtype=np.float64)
+    total = some.sum(axis=0)
+    return bool(len(some) > 1 and (not some.any() or float(total @ total) / len(some) ** 2 > _ALL_ALIKE))
+
+
+def shuffled(batches: list[Numbers], random: np.random.Generator, *, keep: bool = False) -> list[Numbers]:
+    """Return the batches in random order, or as they are; a last one that is shorter stays the last."""
+    if keep:
+        return batches
     full = sum(len(batch) == len(batches[0]) for batch in batches)
     return [batches[i] for i in random.permutation(full)] + batches[full:]
 
@@ -227,7 +249,7 @@ class _UnusedRows:
         return rows
 
     def take_next(self, count: int) -> list[int]:
-        """Use the next rows in the random order, of groups that are not in the batch as far as there are such."""
+        """Use the next rows in the random order, of groups that are not in the batch as far as the next ones are."""
         taken: list[int] = []
         for place in range(self._cursor, min(len(self.order), self._cursor + 8 * count + 64)):
             if len(taken) == count:
@@ -236,7 +258,7 @@ class _UnusedRows:
                 group = self._groups[self.order[place] : self.order[place] + 1]
                 taken += self.take_of(self.free(group)).tolist()
         self._pass_used()
-        while len(taken) < count:  # only groups that are in the batch already are left, or near enough
+        while len(taken) < count:  # what comes next is of groups that are in the batch already
             taken += self.take_of(self._groups[self.order[self._cursor] : self.order[self._cursor] + 1]).tolist()
             self._pass_used()
         return taken
@@ -324,5 +346,5 @@ def batch_likeness(batches: Sequence[Numbers], groups: Numbers, proxies: NDArray
 
 
 def by_decile(values: NDArray[np.float64]) -> list[float]:
-    """Return the mean of each tenth of the values, in their order; fewer means where there are fewer than ten."""
-    return [float(np.nanmean(part)) for part in np.array_split(values, 10) if len(part)]
+    """Return the mean of each tenth of the values that are numbers, in their order; fewer where there are fewer."""
+    return [float(part.mean()) for part in np.array_split(values[np.isfinite(values)], 10) if len(part)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from retrieval.bad_pairs import LossMemory, flagged_rows, write_flagged
 from retrieval.batch_order import ClusterOrder, ProxyOrder, RandomOrder, batch_likeness, by_decile
 from retrieval.batches import Batch, Batcher, micro_batches
+from retrieval.errors import InputError
 from retrieval.hardness_schedule import parse_hardness
 from retrieval.refreshed_negatives import RefreshedNegatives
 from retrieval.train_config import TrainConfig
@@ -56,54 +58,63 @@ class HardExamples:
         self.branch: ProxyBranch | None = None
         self._bank: ProxyBank | None = None
         self._groups = np.empty(0, dtype=np.int64)
+        self._clusters: NDArray[np.int64] | None = None
         self._refreshed: RefreshedNegatives | None = None
         self._memory = LossMemory(len(batcher.rows), epochs) if config.find_bad_pairs else None
         self._news: dict[str, float] = {}
-        if config.batching != "random":
-            self._groups = batcher.groups()
+        self._seconds = 0.0  # that pauses took
         if config.batching == "proxy":
-            self._begin_proxies()
+            self._make_proxies()
         if config.refresh_every:
+            if batcher.rule.teacher:
+                message = (
+                    f"refresh_every mines negatives that no teacher has scored, and {config.loss} reads such scores"
+                )
+                raise InputError(f"{message}; take another loss, or mine, score and label rows beforehand")
             self._refreshed = RefreshedNegatives(encoder, batcher, config.refresh_rules(), config.refresh_depth)
+        if config.batching != "random" and epochs == 1:
+            told = {"proxy": "the first epoch is random, so nothing is drawn by proxies"}
+            if not parse_hardness(config.hardness).is_constant:
+                told.setdefault("cluster", f"hardness {config.hardness} stays where it begins")
+            if config.batching in told:
+                logger.warning("the run has one epoch: %s; raise num_train_epochs", told[config.batching])
 
-    def _begin_proxies(self) -> None:
+    def _make_proxies(self) -> None:
         from retrieval.proxies import ProxyBank, ProxyBranch
 
         config = self._config
+        self._groups = self._batcher.groups()
         self.branch = ProxyBranch(self._encoder.dim, config.proxy_dim, config.seed)
         self._bank = ProxyBank(int(self._groups.max()) + 1, config.proxy_dim, Path(config.out))
         size = config.per_device_train_batch_size
         self._batcher.order = ProxyOrder(self._groups, self._bank.proxies, size, self._hardness, config.seed)
         logger.info("%d rows in %d groups", len(self._groups), self._bank.groups)
 
-    def begin(self) -> None:
-        """Do what needs the start model: its clusters, its candidates."""
-        if self._config.batching == "cluster":
-            size = self._config.per_device_train_batch_size
-            self._batcher.order = ClusterOrder(self._clusters(size), size, self._hardness, self._config.seed)
-        if self._refreshed is not None:
-            self._refreshed.begin()
+    def _cluster(self, clusters: NDArray[np.int64]) -> None:
+        size = self._config.per_device_train_batch_size
+        self._clusters = clusters
+        self._batcher.order = ClusterOrder(clusters, size, self._hardness, self._config.seed)
 
-    def _clusters(self, batch_size: int) -> NDArray[np.int64]:
+    def _clusters_of_rows(self) -> NDArray[np.int64]:
         """Return the cluster of each row: k-means over the mean of its query's and first positive's embeddings."""
         from indexes.clusters import kmeans
 
         rows, corpus = self._batcher.rows, self._batcher.corpus
-        count = self._config.clusters or max(1, round(len(rows) / (_CLUSTER_BATCHES * batch_size)))
-        if count > len(rows):
-            logger.warning("clusters=%d is more than the %d rows; every row is a cluster of its own", count, len(rows))
+        batches = len(rows) / self._config.per_device_train_batch_size
+        count = min(len(rows), self._config.clusters or max(1, round(batches / _CLUSTER_BATCHES)))
+        if self._config.clusters is not None and self._config.clusters > len(rows):
+            logger.warning("clusters=%d is more than the %d rows", self._config.clusters, len(rows))
         queries = self._encoder.encode_query([row.query for row in rows])
         firsts = [self._batcher.eligible(row)[0] for row in rows]
         texts = [corpus.text(corpus.row(str(key))) if text is None else text for key, text in firsts]
         distinct = list(dict.fromkeys(texts))
         places = {text: place for place, text in enumerate(distinct)}
-        documents = self._encoder.encode_document(distinct)[[places[text] for text in texts]]
-        joined = queries + documents
+        joined = queries + self._encoder.encode_document(distinct)[[places[text] for text in texts]]
         joined /= np.maximum(np.linalg.norm(joined, axis=1, keepdims=True), 1e-12)
-        _, assigned = kmeans(joined, min(count, len(rows)), self._config.seed)
+        _, assigned = kmeans(joined, count, self._config.seed)
         sizes = np.bincount(assigned)
         logger.info("%d clusters of %d to %d rows", count, sizes.min(), sizes.max())
-        return np.asarray(assigned, dtype=np.int64)
+        return assigned
 
     # --- pauses ---------------------------------------------------------------------------------------------------
 
@@ -116,15 +127,29 @@ class HardExamples:
             found |= set(range(math.ceil(first / every) * every, total, every))
         return sorted(step for step in found if step < total)
 
-    def before(self, step: int, in_epoch: int, accumulation: int) -> None:
-        """Do what is due before a step: draw the epoch by proxies, mine negatives again. The model is in use."""
+    def before(self, step: int, total: int, in_epoch: int, accumulation: int) -> None:
+        """Do what is due before a step: draw the epoch by proxies, mine negatives again. The model is in use.
+
+        What needs the start model is done before the first step, unless a checkpoint has brought it.
+        """
+        started = time.perf_counter()
+        self._begin()
         epoch, place = divmod(step, in_epoch)
         if self._bank is not None and place == 0 and epoch > 0:
             self._bank.close_epoch()
             self._tell_of(epoch)
         every = self._config.refresh_every
         if self._refreshed is not None and step > 0 and step % every == 0:
-            self._refreshed.refresh(self._due(step, step + every, in_epoch, accumulation), step)
+            self._refreshed.refresh(self._due(step, min(step + every, total), in_epoch, accumulation), step)
+        self._seconds += time.perf_counter() - started
+        if self._bank is not None or self._refreshed is not None or self._clusters is not None:
+            self._news["pause_seconds"] = round(self._seconds, 3)
+
+    def _begin(self) -> None:
+        if self._config.batching == "cluster" and self._clusters is None:
+            self._cluster(self._clusters_of_rows())
+        if self._refreshed is not None and not self._refreshed.has_begun:
+            self._refreshed.begin()
 
     def _due(self, first: int, stop: int, in_epoch: int, accumulation: int) -> list[int]:
         """Return the rows of these steps; all rows where an epoch among them is not drawn yet."""
@@ -143,25 +168,26 @@ class HardExamples:
         assert self._bank is not None
         order = self._batcher.order
         assert isinstance(order, ProxyOrder)
-        proxies, rows = self._bank.proxies(), len(self._groups)
-        likeness = batch_likeness(order.drawn(epoch), self._groups, proxies)
-        at_random = batch_likeness(
-            RandomOrder(rows, self._config.per_device_train_batch_size, self._config.seed).batches(epoch),
-            self._groups,
-            proxies,
+        size = self._config.per_device_train_batch_size
+        random = RandomOrder(len(self._groups), size, self._config.seed).batches(epoch)
+        found, at_random = (
+            one[np.isfinite(one)]
+            for one in (
+                batch_likeness(batches, self._groups, self._bank.proxies()) for batches in (order.drawn(epoch), random)
+            )
         )
-        chance = float(np.nanmean(at_random))
-        deciles = by_decile(likeness)
-        self._news = {f"likeness_{i}": value for i, value in enumerate(deciles, 1) if math.isfinite(value)}
-        self._news["likeness_random"] = chance
-        loose = int((likeness <= chance).sum())
+        if not len(found) or not len(at_random):  # batches of one row
+            return
+        tenths, chance = by_decile(found), float(at_random.mean())
+        self._news |= {f"likeness_{i}": value for i, value in enumerate(tenths, 1)} | {"likeness_random": chance}
+        loose = int((found <= chance).sum())
         logger.info(
             "epoch %d: %d groups; likeness of a batch by tenths of the drawing %s; of random batches %.3f%s",
             epoch,
             self._bank.seen,
-            " ".join(f"{value:.3f}" for value in deciles),
+            " ".join(f"{value:.3f}" for value in tenths),
             chance,
-            f"; {loose} of {len(likeness)} batches are no more alike than random ones" if loose else "",
+            f"; {loose} of {len(found)} batches are no more alike than random ones" if loose else "",
         )
 
     # --- steps ----------------------------------------------------------------------------------------------------
@@ -185,7 +211,9 @@ class HardExamples:
         found: dict[str, NDArray[Any]] = {}
         if self._bank is not None:
             found |= self._bank.arrays()
-        if self._refreshed is not None:
+        if self._clusters is not None:
+            found["clusters"] = self._clusters
+        if self._refreshed is not None and self._refreshed.has_begun:
             found |= self._refreshed.arrays()
         if self._memory is not None:
             found |= {f"losses.{name}": array for name, array in self._memory.state().items()}
@@ -195,7 +223,9 @@ class HardExamples:
         """Go on from what a checkpoint kept."""
         if self._bank is not None:
             self._bank.restore(arrays)
-        if self._refreshed is not None:
+        if "clusters" in arrays:
+            self._cluster(arrays["clusters"])
+        if self._refreshed is not None and "negative_rows" in arrays:
             self._refreshed.restore(arrays)
         if self._memory is not None:
             state = {name: array for name, array in arrays.items() if name.startswith("losses.")}

@@ -28,6 +28,11 @@ class Schedule:
     points: tuple[tuple[float, float], ...]
     shape: Shape = "steps"
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether it never changes."""
+        return len({hardness for _, hardness in self.points}) == 1
+
     def at(self, share: float) -> float:
         """Return the hardness when this share of the training is done; shares below 0 and above 1 count as these."""
         place = max(bisect_right([start for start, _ in self.points], share) - 1, 0)

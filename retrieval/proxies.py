@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,14 +92,21 @@ class ProxyBank:
         groups: how many there are.
         dim: of a proxy.
         folder: where the files of a large bank lie, without a name, so that nothing is left of them when the process
-            ends.
+            ends. It is made when the bank is first used.
 
     """
 
     def __init__(self, groups: int, dim: int, folder: Path | None = None) -> None:
         self.groups, self.dim, self.seen = groups, dim, 0
-        self._sums = _zeros((groups, dim), np.float32, folder)
-        self._proxies = _zeros((groups, dim), np.float16, folder)
+        self._folder = folder
+
+    @cached_property
+    def _sums(self) -> NDArray[np.float32]:
+        return _zeros((self.groups, self.dim), np.float32, self._folder)
+
+    @cached_property
+    def _proxies(self) -> NDArray[np.float16]:
+        return _zeros((self.groups, self.dim), np.float16, self._folder)
 
     def add(self, groups: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         """Add one unit vector to each of these groups; one that stands there twice gets both."""

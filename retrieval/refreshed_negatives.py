@@ -14,6 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,16 +50,26 @@ class RefreshedNegatives:
     def __init__(self, encoder: Encoder, batcher: Batcher, rules: NegativeRules, depth: int) -> None:
         self._encoder, self._batcher, self._rules = encoder, batcher, rules
         self._corpus, self._depth = batcher.corpus, depth
-        self._permitted: PermittedDocuments | None = None
         self._candidates: list[Rows] = []
         self._negatives: list[Rows] = [np.empty(0, dtype=np.int64) for _ in batcher.rows]
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether every row has its candidates."""
+        return bool(self._candidates)
+
+    @cached_property
+    def _permitted(self) -> PermittedDocuments:
+        digests = EmbeddingStore().corpus_digests(self._corpus)
+        return PermittedDocuments(self._corpus, self._batcher.rows, self._batcher.judgements, digests)
+
     def begin(self) -> None:
         """Search the corpus with the start model, whose embeddings may lie in the store already."""
-        rows, store = self._batcher.rows, EmbeddingStore()
-        digests = store.corpus_digests(self._corpus)
-        self._permitted = PermittedDocuments(self._corpus, rows, self._batcher.judgements, digests)
-        source = DenseSource(self._encoder, self._corpus, rows, store)
+        rows = self._batcher.rows
+        given = sum(bool(row.negative_ids or row.negatives) for row in rows)
+        if given:
+            logger.warning("refresh_every replaces the negatives that %d of %d rows bring", given, len(rows))
+        source = DenseSource(self._encoder, self._corpus, rows, EmbeddingStore())
         found = self._searched(source, rows, self._depth or self._rules.last_rank)
         self._candidates = [one.documents for one in found]
         self._take(range(len(rows)), self._chosen(rows, found, 0))
@@ -67,14 +78,20 @@ class RefreshedNegatives:
         """Mine the negatives of these rows again with the model as it is; `step` makes the draw another one."""
         rows = [self._batcher.rows[number] for number in numbers]
         queries = self._encoder.encode_query([row.query for row in rows])
-        positives = [self._positives(row) for row in rows]
+        has_margin = self._rules.has_margin
+        positives = [self._positives(row) if has_margin else np.empty(0, dtype=np.int64) for row in rows]
         if self._depth:
             candidates = [self._candidates[number] for number in numbers]
             needed = np.unique(np.concatenate([*candidates, *positives]))
         else:
             candidates, needed = [], np.arange(len(self._corpus))
         vectors = self._encoder.encode_document(self._corpus.texts(needed.tolist()))
-        scores = [self._positive_scores(*one, needed, vectors) for one in zip(rows, queries, positives, strict=True)]
+        given = self._given_texts(rows if has_margin else [])
+        scores = [
+            np.concatenate([given[text] for text in row.positives if given] or [vectors[np.searchsorted(needed, own)]])
+            @ query
+            for row, query, own in zip(rows, queries, positives, strict=True)
+        ]
         if self._depth:
             found = [
                 _ordered(documents, vectors[np.searchsorted(needed, documents)] @ query, own)
@@ -89,24 +106,27 @@ class RefreshedNegatives:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return what a checkpoint must keep."""
         return {
-            "negative_counts": np.array([len(rows) for rows in self._negatives], dtype=np.int64),
-            "negative_rows": np.concatenate(self._negatives),
+            f"{name}_{what}": array
+            for name, lists in (("negative", self._negatives), ("candidate", self._candidates))
+            for what, array in (("counts", np.array(list(map(len, lists)))), ("rows", np.concatenate(lists)))
         }
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from what a checkpoint kept; `begin` was called before, with the start model."""
-        edges = np.cumsum(arrays["negative_counts"])[:-1]
-        self._take(range(len(self._batcher.rows)), np.split(arrays["negative_rows"], edges))
+        """Go on from what a checkpoint kept."""
+        self._candidates, negatives = (
+            np.split(arrays[f"{name}_rows"], np.cumsum(arrays[f"{name}_counts"])[:-1])
+            for name in ("candidate", "negative")
+        )
+        self._take(range(len(self._batcher.rows)), negatives)
 
     def _searched(self, source: Source, rows: Sequence[TrainingRow], depth: int) -> list[Candidates]:
         """Return the best permitted documents of each row."""
-        assert self._permitted is not None
         forbidden = [self._permitted.forbidden(row) for row in rows]
         return permitted_candidates([source], len(self._corpus), self._permitted, forbidden, depth, Counter())
 
     def _chosen(self, rows: Sequence[TrainingRow], found: Sequence[Candidates], step: int) -> list[Rows]:
         rules = self._rules
-        return [
+        chosen = [
             one.documents[
                 choose_places(
                     rules, one.scores, one.ranks, rules.positive_score(one.positive_scores), f"{row.query_id} {step}"
@@ -114,21 +134,23 @@ class RefreshedNegatives:
             ]
             for row, one in zip(rows, found, strict=True)
         ]
+        sizes = np.array([len(one) for one in chosen])
+        none, fewer = int((sizes == 0).sum()), int((sizes < rules.num_negatives).sum())
+        if none:
+            message = "%d of %d rows find no negative; a wider refresh_range or a smaller margin would find some"
+            logger.warning(message, none, len(rows))
+        elif fewer:
+            logger.info("%d of %d rows find fewer than %d negatives", fewer, len(rows), rules.num_negatives)
+        return chosen
 
     def _positives(self, row: TrainingRow) -> Rows:
         """Return the rows of the corpus that are a row's positives; none where it brings them as texts."""
         return np.array([] if row.positives else [self._corpus.row(d) for d in row.positive_ids], dtype=np.int64)
 
-    def _positive_scores(
-        self, row: TrainingRow, query: Vectors, positives: Rows, needed: Rows, vectors: Vectors
-    ) -> Vectors:
-        own = (
-            self._encoder.encode_document(row.positives)
-            if row.positives
-            else vectors[np.searchsorted(needed, positives)]
-        )
-        scores: Vectors = own @ query
-        return scores
+    def _given_texts(self, rows: Sequence[TrainingRow]) -> dict[str, Vectors]:
+        """Return the (1, dim) vector of each text that rows bring as a positive."""
+        texts = list(dict.fromkeys(text for row in rows for text in row.positives))
+        return dict(zip(texts, self._encoder.encode_document(texts)[:, None], strict=True)) if texts else {}
 
     def _take(self, numbers: Sequence[int], negatives: Sequence[Rows]) -> None:
         for number, rows in zip(numbers, negatives, strict=True):

@@ -235,6 +235,10 @@ class RerankerTask:
         """Return nothing beside the loss."""
         return {}
 
+    def news(self) -> dict[str, float]:
+        """Find nothing between the steps."""
+        return {}
+
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Return nothing: a step depends on model, loss and optimizer alone."""
         return {}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, cast
 
 from retrieval.errors import InputError
 from retrieval.hardness_schedule import parse_hardness
 from retrieval.loop_config import LoopConfig
-from retrieval.negatives import NegativeRules, Sampling, parse_range
+from retrieval.negatives import MarginFrom, NegativeRules, Sampling, parse_range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,7 @@ class TrainConfig(LoopConfig):
         "sam_rho": 0,
         "clusters": 1,
         "proxy_dim": 1,
+        "proxy_weight": 0,
         "refresh_every": 0,
         "refresh_depth": 0,
     }
@@ -58,6 +59,7 @@ class TrainConfig(LoopConfig):
     refresh_range: str = "1:100"  # ranks that negatives are taken from
     refresh_sampling: str = "random"  # top | random | gumbel
     refresh_relative_margin: float | None = 0.05  # a negative stays so far below the positive, as a share of its score
+    refresh_margin_from: str = "lowest"  # of several positives: lowest | mean | highest
     find_bad_pairs: bool = False  # list the rows whose losses stand out in bad_pairs.tsv: duplicates, wrong pairs
     # validation
     eval_pool_size: int = 3_000  # documents that dev queries are validated on during training
@@ -77,26 +79,48 @@ class TrainConfig(LoopConfig):
             raise InputError(f"matryoshka_dims must be different numbers > 0, got {list(self.matryoshka_dims)}")
         if self.per_device_train_batch_size == 1 and self.num_negatives == 0:
             raise InputError("per_device_train_batch_size=1 with num_negatives=0 leaves no negatives; raise either")
-        schedule = parse_hardness(self.hardness)
-        if self.batching == "random" and schedule != parse_hardness("1"):
-            raise InputError(f"hardness={self.hardness} has no meaning for batching=random; take cluster or proxy")
-        if not self.proxy_weight >= 0:
-            raise InputError(f"proxy_weight must be >= 0, got {self.proxy_weight}")
-        self.refresh_rules()
-        if self.refresh_every and not self.num_negatives:
+        self._refuse_settings_without_effect()
+        self._refuse_empty_refreshes()
+
+    def _refuse_settings_without_effect(self) -> None:
+        names = {"hardness": ("cluster", "proxy"), "clusters": ("cluster",)}
+        names |= dict.fromkeys(("proxy_dim", "proxy_weight"), ("proxy",))
+        defaults = {f.name: f.default for f in fields(self)}
+        parse_hardness(self.hardness)
+        for name, wanted in names.items():
+            value = getattr(self, name)
+            is_default = value == defaults[name] or (
+                name == "hardness" and parse_hardness(value) == parse_hardness("1")
+            )
+            if not is_default and self.batching not in wanted:
+                message = f"{name}={value} has no meaning for batching={self.batching}"
+                raise InputError(f"{message}; take {' or '.join(wanted)}")
+
+    def _refuse_empty_refreshes(self) -> None:
+        rules = self.refresh_rules()
+        if not self.refresh_every:
+            return
+        if not self.num_negatives:
             raise InputError("refresh_every with num_negatives=0 mines negatives that no step takes; raise either")
+        if 0 < self.refresh_depth < rules.first_rank:
+            message = f"refresh_range {self.refresh_range} begins below the {self.refresh_depth} candidates of a query"
+            raise InputError(f"{message}; raise refresh_depth, or take earlier ranks")
 
     def refresh_rules(self) -> NegativeRules:
         """Return how negatives are chosen when they are mined again."""
-        first, last = parse_range(self.refresh_range)
-        return NegativeRules(
-            first_rank=first,
-            last_rank=last,
-            num_negatives=max(1, self.num_negatives),
-            relative_margin=self.refresh_relative_margin,
-            sampling=cast(Sampling, self.refresh_sampling),
-            seed=self.seed,
-        )
+        try:
+            first, last = parse_range(self.refresh_range)
+            return NegativeRules(
+                first_rank=first,
+                last_rank=last,
+                num_negatives=max(1, self.num_negatives),
+                relative_margin=self.refresh_relative_margin,
+                margin_from=cast(MarginFrom, self.refresh_margin_from),
+                sampling=cast(Sampling, self.refresh_sampling),
+                seed=self.seed,
+            )
+        except InputError as error:
+            raise InputError(f"refresh: {error.reason}") from None
 
     @property
     def reads(self) -> tuple[str, ...]:

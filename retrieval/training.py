@@ -166,9 +166,7 @@ class DualEncoderTask:
         return {"data": self.data.fingerprint(), "start model": self.encoder.fingerprint()["weights_sha256"]}
 
     def prepare(self) -> None:
-        """Choose the pool of documents that dev queries are validated on; search what the start model is needed for."""
-        with self.in_use():
-            self.hard.begin()
+        """Choose the pool of documents that dev queries are validated on."""
         if self.data.dev_queries:
             self.dev = make_dev_set(
                 self.data.dev_queries,
@@ -185,7 +183,7 @@ class DualEncoderTask:
         accumulation = self.config.gradient_accumulation_steps
         for start, stop in pairwise([*self.hard.pauses(first, total, self.steps_per_epoch), total]):
             with self._as_it_is():
-                self.hard.before(start, self.steps_per_epoch, accumulation)
+                self.hard.before(start, total, self.steps_per_epoch, accumulation)
             with closing(
                 steps_ahead(self.batcher, self.encoder, first=start, total=stop, accumulation=accumulation)
             ) as steps:
@@ -221,7 +219,7 @@ class DualEncoderTask:
         return found
 
     def observed(self, loss: float) -> dict[str, float]:
-        """Return numbers of the step's last batch, and of the epoch's batches where they have just been drawn.
+        """Return numbers of the step's last batch.
 
         A collapse that is seen twice in a row is warned of, once.
         """
@@ -238,14 +236,20 @@ class DualEncoderTask:
             self._signs = 0 if sign is None else self._signs + 1
             if sign is not None and self._signs == 2:
                 logger.warning(sign)
-        return found | self.hard.news()
+        return found
+
+    def news(self) -> dict[str, float]:
+        """Return how alike the rows of the epoch's batches are, once they are drawn, and the seconds of all pauses."""
+        return self.hard.news()
 
     def _margin(self) -> float | None:
         """Return the loss of a batch whose scores are all equal, for a triplet loss alone."""
         first, *others = self.loss.terms
         if others or first.name != "triplet":
             return None
-        return float(first.settings["margin"]) * float(getattr(self.loss, "weights", [1.0])[0])
+        views = self.objective.views
+        times = sum(view.weight for view in views.parts) if views else 1.0
+        return times * float(first.settings["margin"]) * float(getattr(self.loss, "weights", [1.0])[0])
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Return the bank of proxies, the mined negatives, the memory of losses: whatever the settings ask for."""

@@ -76,9 +76,7 @@ class TrainingLoop:
 
     def finish(self) -> TrainResult:
         """Run what is left of the run, choose the model, publish it."""
-        clock = _Clock(self.progress)
         self.task.prepare()
-        clock.add()
         step = resumable_step(self.folder.path)
         if step is not None:
             last = checkpoint_folder(self.folder.path, step)
@@ -96,14 +94,17 @@ class TrainingLoop:
 
     def _train(self) -> None:
         config, state, task = self.config, self.progress, self.task
+        if self._is_over():  # stopped early, and then interrupted
+            return
         clock, started, seen = _Clock(state), state.seconds, 0
         steps: Any = task.steps(state.step, self.total_steps)
         bar: Any = progress_bar(total=self.total_steps, unit="steps", label=f"training {config.loss}")
         with bar, closing(steps), finish_step_on_signal() as stop:
             bar.update(state.step)
             for step in steps:
-                if self._is_over():
-                    break
+                clock.add()
+                if news := task.news():
+                    self._log(**news)
                 norm = self._step(step)
                 clock.add()
                 seen += task.size(step)
@@ -123,6 +124,8 @@ class TrainingLoop:
                 if stop.requested:
                     stop.deliver()
                 clock.skip()
+                if self._is_over():
+                    break
 
     def _is_over(self) -> bool:
         patience = self.config.early_stopping_patience

@@ -76,6 +76,10 @@ class Task(Protocol):
         """
         ...
 
+    def news(self) -> dict[str, float]:
+        """Return what has been found between the steps since the last time, by name: a line of its own in the log."""
+        ...
+
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Return what the next step depends on beside model, loss and optimizer: for a checkpoint."""
         ...

@@ -91,7 +91,7 @@ def diagnostics_values(settings):
 
 
 def hard_batches_values(settings):
-    found = {"curve": [[0, 0.0, 0.5], [4, 3.0, 0.6]], "seconds": 4.0, "mining_seconds": 0.0, "likeness": []}
+    found = {"curve": [[0, 0.0, 0.5], [4, 3.0, 0.6]], "seconds": 4.0, "pause_seconds": 1.0, "likeness": []}
     if settings["method"] == "proxy":
         found["likeness"] = [[0.5] * 10 + [0.1]]
     if settings["stage"] == "test":
@@ -101,8 +101,16 @@ def hard_batches_values(settings):
 
 
 def proxy_cost_values(settings):
-    seconds = {"adding": [1.0, 2.0], "closing": [1.0, 1.0], "drawing": [20.0, 30.0]}
-    return {"seconds": seconds, "before_mb": 300, "bank_peak_mb": 900, "likeness": [0.5] * 10, "random": 0.0}
+    seconds = {"adding": [1.0, 2.0], "closing": [1.0, 1.0], "drawing": [20.0, 30.0], "telling": [1.0, 1.0]}
+    checkpoint = {"checkpoint_mb": 384, "checkpoint_seconds": 1.0}
+    return {
+        **checkpoint,
+        "seconds": seconds,
+        "before_mb": 300,
+        "bank_peak_mb": 900,
+        "likeness": [0.5] * 10,
+        "random": 0.0,
+    }
 
 
 def mining_speed_values(settings):

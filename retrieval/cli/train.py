@@ -20,7 +20,8 @@ EXAMPLES = """examples:
       --learning-rate 2e-5 --num-train-epochs 2 --set loss.temperature=0.02
   rankwright train --model BAAI/bge-small-en-v1.5 --data my-beir-folder --out runs/large --loss "bixse + 0.5*ranknet" \\
       --set loss.bixse.scale=learned --per-device-train-batch-size 4096 --chunk-size 64
-  rankwright train --model BAAI/bge-small-en-v1.5 --data my-beir-folder --out runs/hard --batching proxy --hardness 0.8
+  rankwright train --model BAAI/bge-small-en-v1.5 --data my-beir-folder --out runs/hard --batching proxy \\
+      --num-train-epochs 3
   rankwright train --model BAAI/bge-small-en-v1.5 --data my-beir-folder --out runs/ance --refresh-every 200
   rankwright train --config runs/mine/config.yaml --out runs/again
   rankwright train --config runs/mine/config.yaml --out runs/mine --resume
@@ -36,7 +37,8 @@ _HELP = {
     "per_device_train_batch_size": "queries that share their documents as in-batch negatives",
     "num_positives": "relevant documents per query and epoch, drawn by the seed",
     "num_negatives": "given (mined) negatives per query and epoch; fewer where fewer exist",
-    "batching": "which rows share a batch: at random, of one cluster, or near one another by global proxies",
+    "batching": "which rows share a batch: at random, of one cluster, or near one another by global proxies, for which "
+    "the first epoch is random",
     "hardness": "share of a batch that cluster or proxy draws, the rest at random; or a schedule: 0:1, 0:1:cosine, "
     "0.2@0,0.8@0.5",
     "clusters": "of --batching cluster; default: one for every four batches of rows",
@@ -47,6 +49,7 @@ _HELP = {
     "refresh_range": "ranks among the permitted candidates that refreshed negatives are taken from",
     "refresh_sampling": "top, random or gumbel, as in `mine`",
     "refresh_relative_margin": "share of the positive's score that a refreshed negative must stay below it",
+    "refresh_margin_from": "of several positives the score that the margin is measured from: lowest, mean or highest",
     "find_bad_pairs": "list rows whose losses stand out in OUT/bad_pairs.tsv: duplicates, trivial and wrong pairs",
     "eval_pool_size": "documents that dev queries are validated on during training",
     "eval_full": "measure best and last model on the full corpus at the end",

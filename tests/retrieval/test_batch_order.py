@@ -207,3 +207,23 @@ def test_likeness_by_hand():
     assert found[0] == pytest.approx((0 + 0.6 + 0.8) / 3)
     assert math.isnan(found[1])
     assert by_decile(np.array([1.0, 2.0])) == [1.0, 2.0]
+
+
+def test_proxies_that_are_all_alike_make_random_batches(caplog):
+    """Neighbours of all that is equal would be searched ever deeper, for nothing."""
+    for proxies in (np.tile(unit(np.ones((1, 8))), (500, 1)), np.zeros((500, 8), dtype=np.float32)):
+        caplog.clear()
+        made = ProxyOrder(np.arange(500), lambda proxies=proxies: proxies, 16, lambda epoch: 1.0, 0)
+        drawn = [batch.tolist() for batch in made.drawn(1)]
+        assert drawn == [batch.tolist() for batch in RandomOrder(500, 16, 0).batches(1)]
+        assert "the proxies of all groups are alike" in caplog.text
+
+
+def test_a_very_large_group_is_spread_as_far_as_the_next_rows_allow():
+    """5,000 rows of one label beside 400 single ones: no row is lost, and half of the way single ones are left."""
+    groups = np.array([0] * 5_000 + list(range(1, 401)))
+    vectors, _ = clustered(401)
+    batches = ProxyOrder(groups, lambda: vectors, 8, lambda epoch: 0.0, 0).drawn(1)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(5_400))
+    half = np.concatenate(batches[: len(batches) // 2])
+    assert (groups[half] > 0).sum() > 100

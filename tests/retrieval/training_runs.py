@@ -46,7 +46,7 @@ def weights(out: Path) -> bytes:
 def lines(out: Path) -> list[dict]:
     """The metrics without what depends on the clock."""
     return [
-        {k: v for k, v in line.items() if k not in ("pairs_per_second", "seconds")}
+        {k: v for k, v in line.items() if k not in ("pairs_per_second", "seconds", "pause_seconds")}
         for line in read_jsonl(out / "metrics.jsonl")
     ]
 
