@@ -41,7 +41,7 @@ SOURCES = (
     "retrieval/bad_pairs.py",
     "retrieval/bench_data.py",
     "retrieval/embedding_health.py",
-    "retrieval/embeddings.py",
+    "retrieval/embedding_store.py",
     "retrieval/head_training.py",
     "retrieval/subset_selection.py",
 )

@@ -31,6 +31,7 @@ SOURCES = (
     "retrieval/bench_*.py",
     "retrieval/cells.py",
     "retrieval/comparison.py",
+    "retrieval/embedding_store.py",
     "retrieval/head_training.py",
     "retrieval/heads.py",
     "retrieval/loss_bench.py",

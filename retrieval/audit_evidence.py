@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +26,7 @@ log = logging.getLogger(__name__)
 _SHINGLE = 3  # words
 _ALIKE = 0.4  # cosine below which two texts are not compared word by word: nearly equal ones are far above it
 _BLOCK = 4_096  # texts that are read at once
+_RISES = 0.1  # where more of the steps down a list go up in score, it was not ordered by these scores
 
 
 def _nothing() -> Values:
@@ -64,15 +64,18 @@ class MinedQuery:
         """Whether the rows have a score of each document."""
         return all(doc_id in self.row_scores for doc_id in (*self.positives, *self.negatives))
 
-    @property
-    def falls(self) -> bool:
-        """Whether the rows' scores fall with the ranks, as those do by which the list was made."""
-        return all(self.row_scores[a] >= self.row_scores[b] for a, b in pairwise(self.negatives))
-
     def positive_ranks(self) -> Values:
-        """Return the rank that each positive would have among the negatives, by the rows' scores."""
+        """Return the rank that each positive would have among the negatives, by the rows' scores.
+
+        nan where these are missing or do not fall with the ranks, as those do by which the list was made; a few that
+        are out of place change nothing.
+        """
+        if not self.has_row_scores:
+            return np.full(len(self.positives), np.nan)
         negatives = numbers(self.row_scores, self.negatives)
-        return ranks_among(numbers(self.row_scores, self.positives), negatives, self.ranks)
+        if (np.diff(negatives) > 0).sum() > _RISES * (len(negatives) - 1):
+            return np.full(len(self.positives), np.nan)
+        return ranks_among(numbers(self.row_scores, self.positives), -np.sort(-negatives), self.ranks)
 
 
 def mined_queries(rows: Iterable[TrainingRow], corpus: Corpus) -> dict[str, MinedQuery]:
@@ -122,11 +125,7 @@ def mined_queries(rows: Iterable[TrainingRow], corpus: Corpus) -> dict[str, Mine
 
 
 def score(queries: Mapping[str, MinedQuery], reranker: Reranker | RunReranker | None, corpus: Corpus) -> str:
-    """Fill in `scores` and return what they are: "reranker", "miner", "rows", or "" where there are none.
-
-    Without a reranker they are those in the rows: of the "miner" where they fall with the ranks in every row, else of
-    whatever put them there, such as the reranker that `mine` used ("rows").
-    """
+    """Fill in `scores` and return what they are: "reranker", "rows" without one, or "" where there are none."""
     if reranker is not None:
         _rescore(queries, reranker if isinstance(reranker, RunReranker) else ByText(reranker, corpus))
         return "reranker"
@@ -137,7 +136,7 @@ def score(queries: Mapping[str, MinedQuery], reranker: Reranker | RunReranker | 
         return ""
     if len(scored) < len(queries):
         log.warning("%d of %d queries lack scores; not in the estimate", len(queries) - len(scored), len(queries))
-    return "miner" if all(query.falls for query in scored) else "rows"
+    return "rows"
 
 
 def compare_texts(queries: Mapping[str, MinedQuery], corpus: Corpus) -> None:
@@ -159,12 +158,12 @@ def compare_texts(queries: Mapping[str, MinedQuery], corpus: Corpus) -> None:
             query.repeats[i, j] = jaccard(sets[query.negatives[i]], sets[query.positives[j]])
 
 
-def by_scores(queries: Iterable[MinedQuery], *, placed: bool) -> list[ScoredQuery]:
-    """Return the scores of queries that have them; `placed`: the rows' scores tell where the positives would stand."""
+def by_scores(queries: Iterable[MinedQuery]) -> list[ScoredQuery]:
+    """Return the scores of queries that have them."""
     return [
         ScoredQuery(
             numbers(query.scores, query.positives),
-            query.positive_ranks() if placed else np.full(len(query.positives), np.nan),
+            query.positive_ranks(),
             numbers(query.scores, query.negatives),
             query.ranks,
         )
@@ -173,12 +172,12 @@ def by_scores(queries: Iterable[MinedQuery], *, placed: bool) -> list[ScoredQuer
     ]
 
 
-def by_likeness(queries: Iterable[MinedQuery], *, placed: bool) -> list[ScoredQuery]:
-    """Return mean cosines to the query's known positives, of a positive to the others; `placed` as in `by_scores`."""
+def by_likeness(queries: Iterable[MinedQuery]) -> list[ScoredQuery]:
+    """Return mean cosines to the query's known positives, of a positive to the others."""
     return [
         ScoredQuery(
             (query.positive_cosines.sum(axis=1) - query.positive_cosines.diagonal()) / (len(query.positives) - 1),
-            query.positive_ranks() if placed else np.full(len(query.positives), np.nan),
+            query.positive_ranks(),
             query.cosines.mean(axis=1),
             query.ranks,
         )

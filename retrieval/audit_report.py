@@ -16,8 +16,8 @@ from retrieval.false_negatives import MixtureShare, Share
 NOTHING = "–"
 SCORED_BY = {
     "reranker": "the reranker's",
-    "miner": "the miner's own (it ranked by them, so that they tell little; --reranker M tells more)",
-    "rows": "those in the rows",
+    "rows": "those in the rows (the negatives were ranked or chosen by them, so that they tell little; --reranker M "
+    "tells more)",
     "nothing": "none: the rows have no scores, and there is no --reranker",
 }
 
@@ -88,11 +88,12 @@ def draw(audit: Audit, path: Path) -> None:
             [max(0.0, share.high - share.value) for _, share in points],
         ]
         axes.errorbar([x for x, _ in points], values, yerr=ends, fmt="o", capsize=3, color=f"C{number}", label=name)
-        bounds = [(x, share.value) for x, share in points if isinstance(share, MixtureShare) and share.is_bound]
-        axes.plot([x for x, _ in bounds], [y for _, y in bounds], "v", markersize=11, color=f"C{number}", alpha=0.4)
+        for marker, mark in (("v", "≤"), ("X", "~")):
+            marked = [(x, share.value) for x, share in points if _mark(share) == mark]
+            axes.plot([x for x, _ in marked], [y for _, y in marked], marker, ms=11, color=f"C{number}", alpha=0.4)
     axes.set_xticks(range(len(audit.bands)), [f"{part.band}\n{part.negatives:,} negatives" for part in audit.bands])
     axes.set(xlabel="ranks", ylabel="share that is relevant after all", ylim=(0, None))
-    axes.set_title("False negatives by rank, 95 % over queries (▼: at most)")
+    axes.set_title("False negatives by rank, 95 % over queries (▼: at most, ✖: of other ranks' positives)")
     axes.grid(visible=True, axis="y", alpha=0.3)
     if shown:
         figure.legend(loc="outside right upper")
@@ -106,25 +107,35 @@ def draw(audit: Audit, path: Path) -> None:
 def _share(share: Share | None) -> str:
     if share is None:
         return NOTHING
-    bound = "≤ " if isinstance(share, MixtureShare) and share.is_bound else ""
-    return f"{bound}{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    mark = _mark(share)
+    return f"{mark}{' ' * bool(mark)}{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+def _mark(share: Share) -> str:
+    """Return what stands before a share that must not be taken as it is, or nothing."""
+    if not isinstance(share, MixtureShare):
+        return ""
+    return "~" if not share.matched else "≤" if share.is_bound else ""
 
 
 def _notes(audit: Audit) -> list[str]:
     lines = [
-        "by scores, by likeness: estimates; [95 % over queries]; likeness is of the words of negative and positives",
+        "by scores, by likeness: estimates; likeness is of the words of negative and positives",
+        "[95 % over queries]: of sampling only, the estimate's own bias is not in it",
         f"scores: {SCORED_BY[audit.scored_by]}",
         "near duplicates of a positive: a lower bound",
     ]
     if any(part.known is not None for part in audit.bands):
         lines.append("judged relevant: by --qrels, of all negatives; those not judged may be either")
     parts = audit.bands
-    if bounds := _named(parts, lambda share: share.is_bound):
-        lines.append(f"≤: these scores hardly tell relevant documents from others ({bounds}), the share may be lower")
+    if bounds := _named(parts, lambda share: share.is_bound and share.matched):
+        lines.append(
+            f"≤: these scores do not tell relevant documents from others well enough ({bounds}); it may be lower"
+        )
     if unmatched := _named(parts, lambda share: not share.matched):
         lines.append(
-            f"compared with all known positives, as too few would stand at these ranks ({unmatched}): the first ranks "
-            "look dirtier than they are, the last ones cleaner"
+            f"~: compared with all known positives, as too few are known to stand at these ranks ({unmatched}): the "
+            "first ranks look dirtier than they are, the last ones cleaner"
         )
     return lines
 

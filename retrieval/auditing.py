@@ -67,8 +67,7 @@ class Audit:
     Attributes:
         queries, negatives: how many there are.
         outside: negatives at ranks of no band.
-        scored_by: "reranker", "rows" (scores in the rows that are not in the order of the ranks: a reranker's that
-            `mine` used), "miner" (scores in the rows, in that order) or "nothing".
+        scored_by: "reranker", "rows" (the scores in the rows) or "nothing".
         bands: one for each band asked for.
         doubtful: the negatives that look most like mistakes, those first.
 
@@ -97,7 +96,8 @@ def audit(
     Args:
         rows: what `mine` wrote: ids on both sides, and ranks (without them, the places in the row).
         corpus: where the ids and the texts are.
-        reranker: scores query and document; None: the scores in the rows.
+        reranker: scores query and document; None: the scores in the rows, which give bounds, since by them the
+            negatives were ranked or chosen.
         qrels: judgements that mining did not see; grades of 1 or more are relevant.
         bands: ranks, rising and apart.
         top: how many doubtful negatives are listed.
@@ -112,12 +112,11 @@ def audit(
     queries = mined_queries(rows, corpus)
     compare_texts(queries, corpus)
     scored_by = score(queries, reranker, corpus)
-    placed = all(query.has_row_scores and query.falls for query in queries.values())
-    scores, likeness = (make(queries.values(), placed=placed) for make in (by_scores, by_likeness))
+    scores, likeness = by_scores(queries.values()), by_likeness(queries.values())
     found = [
         BandAudit(
             band=band,
-            scores=_by_scores(scores, band, seed, ranked_by_them=scored_by == "miner"),
+            scores=_by_scores(scores, band, seed, chosen_by_them=scored_by == "rows"),
             likeness=estimated_share(likeness, band, seed=seed),
             **_counts(queries, qrels, band, seed),
         )
@@ -150,10 +149,13 @@ def check_bands(bands: Sequence[Band]) -> None:
         raise InputError("got no band of ranks; wanted some, such as 1-10,11-30,31-100")
 
 
-def _by_scores(scores: list[ScoredQuery], band: Band, seed: int, *, ranked_by_them: bool) -> MixtureShare | None:
-    """Return the estimate; of scores that made the ranks it is a bound, since within a band they are all but equal."""
+def _by_scores(scores: list[ScoredQuery], band: Band, seed: int, *, chosen_by_them: bool) -> MixtureShare | None:
+    """Return the estimate.
+
+    Of scores by which the negatives were ranked or chosen it is a bound: within a band they are all but equal.
+    """
     found = estimated_share(scores, band, seed=seed)
-    return replace(found, is_bound=True) if found is not None and ranked_by_them else found
+    return replace(found, is_bound=True) if found is not None and chosen_by_them else found
 
 
 def _counts(

@@ -243,7 +243,7 @@ def _lengths(exam: Examination, encoder: Encoder, sample: Sample, rank: float, c
     flags = [word for name, length in longer.items() for word in (f"--{name}-max-length", str(length))]
     if is_short or rank < (1 - limits.truncation_loss) * whole:
         exam.problem("truncation", found, commands.train(*flags))
-    else:
+    elif rank < whole:
         exam.remark("truncation", found, commands.train(*flags))
 
 

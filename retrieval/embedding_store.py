@@ -11,7 +11,8 @@
 Ids do not matter, nor does the order: of a corpus that has changed only the new texts are encoded, whichever collection
 they come from. Every shard says in its manifest whose vectors it holds, so that stores of several machines become one
 by copying their folders into one another; where two shards hold a text, the first by name is used. Deleting a folder
-costs nothing but the time to encode its texts again.
+costs nothing but the time to encode its texts again. Of processes that encode with the same settings at once, one
+encodes and the others wait; where everything is there, the store is only read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.neighbors import Vectors
-from indexes.storage import CURRENT, StorageError, locked, open_folder, publishing, writing
+from indexes.storage import CURRENT, Artifact, StorageError, locked, open_folder, publishing, read_folder, writing
 from retrieval.cache import cache_folder
 from retrieval.embeddings import TargetSide, check_part, load_array
 from retrieval.errors import InputError
@@ -42,8 +45,10 @@ log = logging.getLogger(__name__)
 KIND = "embedding shard"
 SHARD = 8_192  # texts; 12 MiB of 384 dimensions, a minute of a CPU
 BLOCK = 2_048  # texts read and encoded at once: what a kill may lose beside an unfinished shard
+_POLL = 0.5  # seconds between two looks at a lock that another process holds
 
 Texts = Callable[[Sequence[int]], list[str]]
+Shards = dict[str, tuple[NDArray[np.uint8], Vectors]]  # name → digests, vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,7 @@ class StoredVectors:
 
 
 class EmbeddingStore:
-    """A folder of embeddings; see the module.
+    """A folder of embeddings; see the module. Each shard is opened and checked once.
 
     Args:
         folder: made when first written to; None is `embeddings` in the user's cache.
@@ -96,6 +101,7 @@ class EmbeddingStore:
         self.folder = cache_folder() / "embeddings" if folder is None else Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError("is a file; wanted the folder of a store of embeddings", path=self.folder)
+        self._opened: dict[Path, Shards] = {}
 
     def embed_corpus(
         self, encoder: Encoder, corpus: Corpus, fingerprint: Mapping[str, Any] | None = None
@@ -116,7 +122,8 @@ class EmbeddingStore:
     ) -> StoredVectors:
         """Return the vectors of texts, encoding those that the store lacks.
 
-        Shards that are finished stay when the work is stopped, and the same call goes on from there.
+        Shards that are finished stay when the work is stopped, and the same call goes on from there. While another
+        process encodes with the same settings, this one waits, and then encodes what is still missing.
 
         Args:
             encoder: the model.
@@ -127,27 +134,29 @@ class EmbeddingStore:
             fingerprint: `encoder.fingerprint()`, where it is known; it takes a third of a second.
 
         Raises:
-            StorageError: a shard is damaged, or another process encodes with the same settings.
+            StorageError: a shard is damaged.
             ValueError: a vector is not finite; its text's id is named.
         """
         key = vector_key(fingerprint or encoder.fingerprint(), side)
         folder = self.folder / _name(json.dumps(key, sort_keys=True).encode())
         digests = _digests_of(len(ids), texts) if digests is None else digests
-        shards = _open_shards(folder, key)
-        places, missing = _look_up(shards, digests)
+        if not len(digests):
+            return StoredVectors(encoder.dim, key, digests, 0, [], np.empty((0, 2), dtype=np.int64))
+        places, missing = _look_up(self._shards(folder, key), digests)
         encoded = 0
         if len(missing):
-            with locked(folder):
+            with _locked_in_turn(folder):
                 # Again: now nobody else writes here.
-                _, missing = _look_up(_open_shards(folder, key), digests)
+                _, missing = _look_up(self._shards(folder, key), digests)
                 encoded = len(missing)
-                log.info("%s: encoding %d new %s texts, of %d in all", folder, encoded, side, len(ids))
-                _encode(encoder, side, folder, key, missing, ids, texts, digests)
-                shards = _open_shards(folder, key)
-            places, left = _look_up(shards, digests)
+                if encoded:
+                    log.info("%s: encoding %d new %s texts, of %d in all", folder, encoded, side, len(ids))
+                    _encode(encoder, side, folder, key, missing, ids, texts, digests)
+                places, left = _look_up(self._shards(folder, key), digests)
             if len(left):
                 raise StorageError(f"{folder}: shards that were just written are gone; is something deleting them?")
-        return StoredVectors(encoder.dim, key, digests, encoded, [vectors for _, vectors in shards], places)
+        vectors = [vectors for _, vectors in self._opened[folder].values()]
+        return StoredVectors(encoder.dim, key, digests, encoded, vectors, places)
 
     def corpus_digests(self, corpus: Corpus) -> NDArray[np.uint8]:
         """Return `text_digests` of all documents; the texts are read only where this corpus file was not met before.
@@ -156,17 +165,56 @@ class EmbeddingStore:
             StorageError: what is stored of it is damaged.
         """
         folder = self.folder / "corpora" / _name(f"{corpus.sha256} {len(corpus)} title text".encode())
-        shape = (len(corpus), 32)
-        if not (folder / CURRENT).exists():
-            digests = _digests_of(len(corpus), corpus.texts)
+
+        def read(artifact: Artifact) -> NDArray[np.uint8]:
+            return load_array(artifact.path / "digests.npy", np.uint8, (len(corpus), 32))
+
+        if (folder / CURRENT).exists():
+            try:
+                return read_folder(folder, read, kind="text digests")
+            except ValueError as error:
+                raise StorageError(f"{error}; or delete {folder}, and the corpus is read again") from error
+        digests = _digests_of(len(corpus), corpus.texts)
+        with keeping(folder, "hashes of texts"):
             manifest = {"kind": "text digests", "corpus_sha256": corpus.sha256}
             with publishing(folder, manifest, overwrite=True) as temporary:
                 _write_array(temporary / "digests.npy", digests)
-            return digests
-        try:
-            return load_array(open_folder(folder, kind="text digests").path / "digests.npy", np.uint8, shape)
-        except ValueError as error:
-            raise StorageError(f"{error}; or delete {folder}, and the corpus is read again") from error
+        return digests
+
+    def _shards(self, folder: Path, key: dict[str, Any]) -> Shards:
+        """Return all shards of a folder by name; those that are new since the last call are opened and checked."""
+        known = self._opened.get(folder, {})
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        # One without CURRENT was never finished; nobody has seen it.
+        names = [path.name for path in paths if path.name[0] != "." and (path / CURRENT).exists()]
+        self._opened[folder] = {name: known.get(name) or _open_shard(folder / name, key) for name in names}
+        return self._opened[folder]
+
+
+@contextmanager
+def keeping(folder: Path, what: str) -> Iterator[None]:
+    """Let what spares later runs some work stay unwritten, with a line in the log, where it cannot be written."""
+    try:
+        yield
+    except (StorageError, OSError) as error:
+        log.warning("%s are not kept in %s: %s", what, folder, error)
+
+
+@contextmanager
+def _locked_in_turn(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, and wait for it as long as it takes."""
+    with ExitStack() as stack:
+        is_waiting = False
+        while True:
+            try:
+                stack.enter_context(locked(folder))
+                break
+            except StorageError as error:
+                if not is_waiting:
+                    log.info("another process encodes with the same settings; waiting for its embeddings (%s)", error)
+                is_waiting = True
+                time.sleep(_POLL)
+        yield
 
 
 def vector_key(fingerprint: Mapping[str, Any], side: TargetSide) -> dict[str, Any]:
@@ -237,15 +285,6 @@ def _digests_of(count: int, texts: Texts) -> NDArray[np.uint8]:
     return np.concatenate(blocks) if blocks else text_digests([])
 
 
-def _open_shards(folder: Path, key: dict[str, Any]) -> list[tuple[NDArray[np.uint8], Vectors]]:
-    """Return (digests, vectors) of every shard, by name, every byte of them checked."""
-    if not folder.is_dir():
-        return []
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    # One without CURRENT was never finished; nobody has seen it.
-    return [_open_shard(folder / name, key) for name in names if (folder / name / CURRENT).exists()]
-
-
 def _open_shard(folder: Path, key: dict[str, Any]) -> tuple[NDArray[np.uint8], Vectors]:
     try:
         artifact = open_folder(folder, kind=KIND)
@@ -258,17 +297,16 @@ def _open_shard(folder: Path, key: dict[str, Any]) -> tuple[NDArray[np.uint8], V
         raise StorageError(f"{error}; or delete {folder}, and its texts are encoded again") from error
 
 
-def _look_up(
-    shards: Sequence[tuple[NDArray[np.uint8], Vectors]], digests: NDArray[np.uint8]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _look_up(shards: Shards, digests: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return (shard, row in it) of each digest, void where it is missing, and the first number of each missing text."""
-    known = np.concatenate([_sortable(found) for found, _ in shards] or [_sortable(text_digests([]))])
+    held = [found for found, _ in shards.values()]
+    known = np.concatenate([_sortable(found) for found in held] or [_sortable(text_digests([]))])
     wanted = _sortable(digests)
     sorted_by = np.argsort(known, kind="stable")  # of equal ones the first comes first
     at = np.searchsorted(known, wanted, sorter=sorted_by)
     rows = np.append(sorted_by, -1)[at]
     rows[rows >= 0] = np.where(known[rows[rows >= 0]] == wanted[rows >= 0], rows[rows >= 0], -1)
-    starts = np.cumsum([0, *(len(found) for found, _ in shards)])
+    starts = np.cumsum([0, *map(len, held)])
     shard = np.searchsorted(starts, rows, side="right") - 1
     places = np.stack([shard, rows - starts[shard]], axis=1)
     lacking = np.flatnonzero(rows < 0)

@@ -5,15 +5,12 @@ Import this module only where torch is installed.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,9 +18,8 @@ from rankers.engine import gradients
 from rankers.losses import LossSum, RankingLoss
 from retrieval.batches import Batcher, LabelRule
 from retrieval.bench_scores import Embedded
-from retrieval.cache import cache_folder
 from retrieval.collection import Collection
-from retrieval.embeddings import encode_collection, load_embeddings
+from retrieval.embedding_store import EmbeddingStore
 from retrieval.encoder import Encoder
 from retrieval.errors import InputError
 from retrieval.heads import Head
@@ -35,7 +31,7 @@ from retrieval.training_data import TrainingData
 
 
 class EmbeddedCollection:
-    """All documents and queries of a collection as one encoder embeds them, kept in the cache folder.
+    """All documents and queries of a collection as one encoder embeds them, kept in the user's store of embeddings.
 
     Attributes:
         collection: the collection.
@@ -46,18 +42,14 @@ class EmbeddedCollection:
 
     def __init__(self, encoder: Encoder, collection: Collection) -> None:
         self.collection = collection
-        fingerprint = encoder.fingerprint()
-        queries = collection.queries()
-        names = {"document": [fingerprint, collection.corpus.sha256], "query": [fingerprint, list(queries.items())]}
-        found: dict[str, Tensor] = {}
-        for side, name in names.items():
-            key = hashlib.sha256(json.dumps([side, name], sort_keys=True).encode()).hexdigest()[:16]
-            folder = cache_folder() / "embeddings" / key
-            # A collection's other splits have the same queries and documents: whoever comes next finds them here.
-            encode_collection(encoder, collection, folder, side=side, resume=True)  # type: ignore[arg-type]
-            vectors = np.array(load_embeddings(folder, verify="size").vectors)
-            found[side] = torch.from_numpy(vectors).to(encoder.model.device)
-        self.queries, self.documents = found["query"], found["document"]
+        queries, store = collection.queries(), EmbeddingStore()
+        fingerprint, texts = encoder.fingerprint(), list(queries.values())
+        stored = store.embed(
+            encoder, "query", list(queries), lambda some: [texts[i] for i in some], fingerprint=fingerprint
+        )
+        device = encoder.model.device
+        self.queries = torch.from_numpy(stored.rows()).to(device)
+        self.documents = torch.from_numpy(store.embed_corpus(encoder, collection.corpus, fingerprint).rows()).to(device)
         self.query_row = {query_id: row for row, query_id in enumerate(queries)}
 
     def embedded(self, query_ids: Sequence[str], head: Head) -> Embedded:

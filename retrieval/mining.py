@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from retrieval.corpus import Corpus
     from retrieval.encoder import Encoder
     from retrieval.scored_blocks import ScoredBlocks
-    from retrieval.trec import Run
+    from retrieval.trec import Qrels, Run
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def mine(
     reranker: Reranker | None = None,
     store: EmbeddingStore | None = None,
     blocks: ScoredBlocks | None = None,
+    further_qrels: Sequence[Qrels] = (),
 ) -> Mined:
     """Choose hard negatives for every training row.
 
@@ -93,6 +94,8 @@ def mine(
         reranker: scores positives and the candidates in the window again; its scores decide and are written.
         store: where embeddings are kept; None: in the user's cache.
         blocks: finished work of the reranker, to go on from after an interruption.
+        further_qrels: judgements of the same queries beside the split's. They make no positives, but what they call
+            relevant is no negative; where judgements differ, the higher grade counts.
 
     Raises:
         InputError: settings that do not go together, no documents, no such split, no training row.
@@ -102,7 +105,7 @@ def mine(
     corpus, store = collection.corpus, store or EmbeddingStore()
     if not len(corpus):
         raise InputError("holds no document to mine from", path=corpus.source, kind="empty")
-    rows, allowed = _training_rows(collection, split, rows, store)
+    rows, allowed = _training_rows(collection, split, rows, store, further_qrels)
     sources: list[Source] = []
     if encoder is not None and "dense" in candidates:
         sources.append(DenseSource(encoder, corpus, rows, store))
@@ -114,7 +117,7 @@ def mine(
     found = [one.take(np.flatnonzero(one.ranks >= rules.first_rank)) for one in found]
     if reranker is not None:
         found = _rescored(found, rows, reranker, corpus, blocks)
-    mined = [_mined(row, one, rules, corpus, removed) for row, one in zip(rows, found, strict=True)]
+    mined = [_mined(row, one, rules, allowed, removed) for row, one in zip(rows, found, strict=True)]
     lengths = np.array([len(row.negative_ids) for row in mined])
     result = Mined(
         rows=mined,
@@ -158,34 +161,54 @@ def row_lines(rows: Iterable[TrainingRow]) -> Iterator[str]:
 
 
 def _training_rows(
-    collection: Collection, split: str, given: Sequence[TrainingRow] | None, store: EmbeddingStore
+    collection: Collection,
+    split: str,
+    given: Sequence[TrainingRow] | None,
+    store: EmbeddingStore,
+    further_qrels: Sequence[Qrels],
 ) -> tuple[Sequence[TrainingRow], PermittedDocuments]:
-    """Return the rows to mine for, and what may not be a negative of them by all that the split judges."""
+    """Return the rows to mine for, and what may not be a negative of them by all judgements."""
     rows = rows_from_qrels(collection, split) if given is None else given
     if not rows:
         raise InputError("got no training row to mine for")
     has_split = given is None or split in collection.splits or split != DEFAULT_SPLIT
-    qrels = collection.qrels(split) if has_split else {}
-    texts = collection.query_texts if has_split else {}
+    qrels = _joined([collection.qrels(split) if has_split else {}, *further_qrels])
+    texts = collection.query_texts if has_split or further_qrels else {}
     ours = {row.query for row in rows}
     same_text = [TrainingRow(query_id=q, query=texts[q]) for q in qrels if texts.get(q) in ours]
+    known = {row.query_id for row in (*rows, *same_text)}
+    for number, judged in enumerate(further_qrels, start=1):
+        if not known & judged.keys():
+            log.warning("further judgements no. %d say nothing about the %d queries to mine for", number, len(rows))
     judgements = collect_judgements([*rows, *same_text], qrels)
     digests = store.corpus_digests(collection.corpus)
     return rows, PermittedDocuments(collection.corpus, [*rows, *same_text], judgements, digests)
 
 
+def _joined(several: Sequence[Qrels]) -> Qrels:
+    """Return all judgements; where they differ, the higher grade."""
+    joined: Qrels = {}
+    for qrels in several:
+        for query_id, grades in qrels.items():
+            known = joined.setdefault(query_id, {})
+            known |= {doc_id: max(grade, known.get(doc_id, grade)) for doc_id, grade in grades.items()}
+    return joined
+
+
 def _mined(
-    row: TrainingRow, found: Candidates, rules: NegativeRules, corpus: Corpus, removed: Counter[str]
+    row: TrainingRow, found: Candidates, rules: NegativeRules, permitted: PermittedDocuments, removed: Counter[str]
 ) -> TrainingRow:
-    """Return a row with its negatives drawn."""
+    """Return a row with its negatives drawn; they have labels, of 0, if all of them are judged not relevant."""
     positive = rules.positive_score(found.positive_scores)
-    chosen = found.take(choose_places(rules, found.scores, found.ranks, positive, row.query_id, removed))
+    judged = np.isin(found.documents, permitted.judged_irrelevant(row))
+    places = choose_places(rules, found.scores, found.ranks, positive, row.query_id, removed, exempt=judged)
+    chosen, ids = found.take(places), permitted.corpus.ids
     return replace(
         row,
         positive_scores=tuple(found.positive_scores.tolist()),
-        negative_ids=tuple(corpus.ids[document] for document in chosen.documents.tolist()),
+        negative_ids=tuple(ids[document] for document in chosen.documents.tolist()),
         negatives=(),
-        negative_labels=(),
+        negative_labels=(0.0,) * len(places) if judged[places].all() else (),
         negative_scores=tuple(chosen.scores.tolist()),
         negative_ranks=tuple(chosen.ranks.tolist()),
     )

@@ -2,11 +2,13 @@
 
 Every list is freed of what is forbidden before it is numbered, and is searched deeper until it has enough left. With
 both sources a document has the better of its two ranks and one score, that of the dense model: scores of BM25 and of a
-model are never compared with each other.
+model are never compared with each other. A model reads the first tokens of a text alone, so that two texts may be one
+to it: a document that has the vector of one of the row's positives is as forbidden as a copy of it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,21 +21,25 @@ from numpy.typing import NDArray
 from retrieval.negatives import Forbidden, PermittedDocuments
 from retrieval.progress import progress
 from retrieval.stored_neighbors import stored_neighbors
-from retrieval.trec import rank_order
 
 if TYPE_CHECKING:
     from indexes import FaissIndex
+    from indexes.neighbors import Neighbors
     from retrieval.bm25 import BM25Searcher
     from retrieval.corpus import Corpus
     from retrieval.embedding_store import EmbeddingStore
     from retrieval.encoder import Encoder
     from retrieval.rows import TrainingRow
 
+log = logging.getLogger(__name__)
+
 Documents = NDArray[np.int64]  # row numbers of the corpus
 Scores = NDArray[np.float32]
 
 _PAIR_BLOCK = 1 << 16  # pairs of query and positive that are scored at once
 _LEAST_DEPTH = 160  # searched for, so that another mining with a somewhat wider window finds its answer
+_LARGEST_ANSWER = 1 << 22  # documents that are found at once where a search goes deeper
+_SAME_SCORE = 1e-4  # as a share of 1 + |score|: more than rounding parts the scores of equal vectors
 _SPARE = 32  # documents fetched beyond what is wanted: most queries have fewer forbidden ones among their best
 
 
@@ -93,6 +99,10 @@ class DenseSource:
         owners = [row.query_id for row in rows for _ in row.positives]
         texts = store.embed(encoder, "document", owners, lambda some: [given[i] for i in some], fingerprint=fingerprint)
         self._texts = texts.rows()
+        zero = np.flatnonzero(~self._queries.any(axis=1)).tolist()
+        if zero:
+            message = "%d of %d queries have a zero vector and no dense candidates (first: %s)"
+            log.warning(message, len(zero), len(rows), ids[zero[0]])
 
     @cached_property
     def index(self) -> FaissIndex:
@@ -105,20 +115,18 @@ class DenseSource:
         return index
 
     def best(self, numbers: Sequence[int], k: int) -> Iterator[tuple[Documents, Scores]]:
-        """Yield the best documents of each row's query; ties by trec_eval's rule."""
+        """Yield the best documents of each row's query, equal ones in the order of the corpus.
+
+        A query whose vector is zero has none.
+        """
         if len(numbers) == len(self.rows):
             k = max(k, _LEAST_DEPTH)
             found = stored_neighbors(self._store.folder, self._stored_queries, self._documents, k, lambda: self.index)
-        else:
-            found = self.index.search(self._queries[list(numbers)], k, ties=True)
-        tied = ((found.scores[:, 1:] == found.scores[:, :-1]) & (found.rows[:, 1:] >= 0)).any(axis=1)
-        for documents, scores, has_ties in zip(found.rows, found.scores, tied.tolist(), strict=True):
-            if documents[-1] < 0:
-                documents, scores = documents[documents >= 0], scores[documents >= 0]
-            if has_ties:
-                order = rank_order([self.corpus.ids[row] for row in documents.tolist()], scores)
-                documents, scores = documents[order], scores[order]
-            yield documents, scores
+            yield from _found(found)
+            return
+        size = max(1, _LARGEST_ANSWER // k)
+        for start in range(0, len(numbers), size):
+            yield from _found(self.index.search(self._queries[list(numbers[start : start + size])], k))
 
     def scores(self, number: int, documents: Documents) -> Scores:
         """Return the scores of some documents for one row's query."""
@@ -127,27 +135,56 @@ class DenseSource:
 
     def positive_scores(self) -> list[Scores]:
         """Return the scores of every row's positives, however far down they rank."""
-        owners: list[int] = []
-        places: list[int] = []  # rows of the corpus; below 0: -1 - number of the text
-        n_texts = 0
-        for number, row in enumerate(self.rows):
-            if row.positives:
-                mine = [-1 - text for text in range(n_texts, n_texts + len(row.positives))]
-                n_texts += len(mine)
-            else:
-                mine = [self.corpus.row(doc_id) for doc_id in row.positive_ids]
-            places += mine
-            owners += [number] * len(mine)
+        return self._positive_scores
+
+    @cached_property
+    def _positive_scores(self) -> list[Scores]:
+        owners = np.repeat(np.arange(len(self.rows)), list(map(len, self._positives)))
+        places = np.concatenate(self._positives)
         scores = np.empty(len(places), dtype=np.float32)
         for start in range(0, len(places), _PAIR_BLOCK):
-            some = np.array(places[start : start + _PAIR_BLOCK], dtype=np.int64)
-            vectors = np.empty((len(some), self._queries.shape[1]), dtype=np.float32)
-            vectors[some >= 0] = self._documents.rows(some[some >= 0])
-            vectors[some < 0] = self._texts[-1 - some[some < 0]]
-            queries = self._queries[owners[start : start + _PAIR_BLOCK]]
-            scores[start : start + _PAIR_BLOCK] = np.einsum("ij,ij->i", queries, vectors)
-        ends = np.searchsorted(owners, np.arange(1, len(self.rows) + 1))
-        return np.split(scores, ends[:-1])
+            block = slice(start, start + _PAIR_BLOCK)
+            vectors = self._vectors(places[block])
+            scores[block] = np.einsum("ij,ij->i", self._queries[owners[block]], vectors)
+        return np.split(scores, np.cumsum(list(map(len, self._positives)))[:-1])
+
+    @cached_property
+    def _positives(self) -> list[NDArray[np.int64]]:
+        """Where each row's positives lie: rows of the corpus; below 0: -1 - number of the text."""
+        found, n_texts = [], 0
+        for row in self.rows:
+            if row.positives:
+                places = [-1 - text for text in range(n_texts, n_texts + len(row.positives))]
+                n_texts += len(places)
+            else:
+                places = [self.corpus.row(doc_id) for doc_id in row.positive_ids]
+            found.append(np.array(places, dtype=np.int64))
+        return found
+
+    def _vectors(self, places: NDArray[np.int64]) -> Scores:
+        """Return the (places, dim) vectors of positives."""
+        vectors = np.empty((len(places), self._documents.dim), dtype=np.float32)
+        vectors[places >= 0] = self._documents.rows(places[places >= 0])
+        vectors[places < 0] = self._texts[-1 - places[places < 0]]
+        return vectors
+
+    def same_as_positive(self, number: int, documents: Documents, scores: Scores) -> NDArray[np.bool_]:
+        """Return which of (documents,) have exactly the vector of one of the row's positives."""
+        own = self._positive_scores[number]
+        same: NDArray[np.bool_] = np.zeros(len(documents), dtype=bool)
+        near = np.flatnonzero((np.abs(scores[:, None] - own) <= _SAME_SCORE * (1 + np.abs(own))).any(axis=1))
+        if len(near):
+            vectors, positives = self._documents.rows(documents[near]), self._vectors(self._positives[number])
+            same[near] = (vectors[:, None] == positives).all(axis=2).any(axis=1)
+        return same
+
+
+def _found(neighbors: Neighbors) -> Iterator[tuple[Documents, Scores]]:
+    """Yield each query's documents and scores without what fills up short rows."""
+    for documents, scores in zip(neighbors.rows, neighbors.scores, strict=True):
+        if len(documents) and documents[-1] < 0:
+            documents, scores = documents[documents >= 0], scores[documents >= 0]
+        yield documents, scores
 
 
 class BM25Source:
@@ -203,7 +240,8 @@ def permitted_candidates(
     found = []
     for number, (by_model, by_words) in enumerate(zip(*lists, strict=True)):
         documents, scores, ranks = _union(dense, number, by_model, by_words[0])
-        kept = permitted.mask(forbidden[number], documents)  # a text that both found under two ids
+        # Again: a text that both found under two ids, and what the model alone knows.
+        kept = _permitted(dense, number, permitted, forbidden[number], documents, scores)
         found.append(Candidates(documents[kept], scores[kept], ranks[kept], positives[number]))
     return found
 
@@ -224,7 +262,7 @@ def _to_depth(
         while pending:
             too_short = []
             for number, (documents, scores) in zip(pending, source.best(pending, k), strict=True):
-                mask = permitted.mask(forbidden[number], documents)
+                mask = _permitted(source, number, permitted, forbidden[number], documents, scores)
                 ends = np.flatnonzero(mask)[depth - 1 : depth]
                 if not len(ends) and k <= len(documents) < n_documents:
                     too_short.append(number)
@@ -237,6 +275,22 @@ def _to_depth(
                 bar.update()
             pending, k = too_short, min(2 * k, n_documents)
     return [lists[number] for number in range(len(forbidden))]
+
+
+def _permitted(
+    source: Source,
+    number: int,
+    permitted: PermittedDocuments,
+    forbidden: Forbidden,
+    documents: Documents,
+    scores: Scores,
+) -> NDArray[np.bool_]:
+    """Return which of a row's documents, best first, may be negatives."""
+    mask = permitted.mask(forbidden, documents)
+    if isinstance(source, DenseSource):
+        places = np.flatnonzero(mask)
+        mask[places] = ~source.same_as_positive(number, documents[places], scores[places])
+    return mask
 
 
 def _union(

@@ -10,6 +10,9 @@ that a query with five relevant documents on top has the same window as one with
     highest score     drop s > t
     draw              the first n; n at random; or n by Gumbel-top-k
 
+Documents that are judged not relevant (grade 0) are the only certain negatives: margins and the highest score, which
+guard against relevant documents that nobody judged, do not apply to them.
+
 Sources: for the margins Moreira et al. 2024, NV-Retriever (arXiv:2407.15831), section 3; for Gumbel-top-k Kool et al.
 2019 (arXiv:1903.06059), section 2.3: taking the n largest of s / temperature + Gumbel noise draws n without replacement
 from softmax(s / temperature).
@@ -20,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -31,14 +34,12 @@ from retrieval.embedding_store import text_digests
 from retrieval.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from retrieval.batches import Judgements
+    from retrieval.batches import Judgements, Key
     from retrieval.corpus import Corpus
     from retrieval.rows import TrainingRow
 
 Sampling = Literal["top", "random", "gumbel"]
 MarginFrom = Literal["lowest", "mean", "highest"]
-
-_BLOCK = 4_096  # texts that are read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,48 +113,24 @@ class NegativeRules:
         return min(values) if self.margin_from == "lowest" else max(values)
 
 
-def parse_range(text: str) -> tuple[int, int]:
+def parse_range(text: str, name: str = "range") -> tuple[int, int]:
     """Read a window of ranks, "10:100", both ends in it.
 
-    Raises:
-        InputError: it is none; names what was wanted.
-    """
-    first, sign, last = str(text).partition(":")
-    if not sign or not first.strip().isdecimal() or not last.strip().isdecimal():
-        raise InputError(f"range got {text!r}; wanted the first and the last rank, such as 10:100")
-    return int(first), int(last)
-
-
-@dataclass(frozen=True, slots=True)
-class Negative:
-    """A document chosen as a negative: its score, and its place from 1 among the permitted candidates."""
-
-    doc_id: str
-    score: float
-    rank: int
-
-
-def choose_negatives(
-    rules: NegativeRules, candidates: Sequence[tuple[str, float]], positive_score: float | None, key: str
-) -> list[Negative]:
-    """Return a query's negatives, in the order of the candidates.
-
     Args:
-        rules: what is wanted.
-        candidates: (document id, score), best first, without what is forbidden: see `PermittedDocuments.keep`.
-        positive_score: what the margins are measured from, on the same scale: `NegativeRules.positive_score`. None is
-            enough without margins.
-        key: the query's id; decides the draw together with the seed.
-
-    Returns:
-        At most `num_negatives`; fewer, or none, where the rules leave no more.
+        text: what the user wrote.
+        name: what the user calls it, for messages.
 
     Raises:
-        InputError: there is a margin and no positive's score.
+        InputError: it is none, begins below 1, or is empty.
     """
-    scores = np.array([score for _, score in candidates], dtype=np.float64)
-    places = choose_places(rules, scores, np.arange(1, len(scores) + 1), positive_score, key)
-    return [Negative(*candidates[place], rank=place + 1) for place in places]
+    first, sign, last = (part.strip() for part in str(text).partition(":"))
+    if not sign or not first.isdecimal() or not last.isdecimal():
+        raise InputError(f"{name} got {text!r}; wanted the first and the last rank, such as 10:100")
+    if int(first) < 1:
+        raise InputError(f"{name} got {text!r}; ranks begin at 1, as in 1:100")
+    if int(first) > int(last):
+        raise InputError(f"{name}: the window of ranks {text} is empty; wanted first:last, such as 1:100")
+    return int(first), int(last)
 
 
 def choose_places(
@@ -163,24 +140,33 @@ def choose_places(
     positive_score: float | None,
     key: str,
     removed: Counter[str] | None = None,
+    exempt: NDArray[np.bool_] | None = None,
 ) -> list[int]:
-    """Return which candidates become negatives, where their ranks are not simply their places.
+    """Return which of a query's candidates become negatives.
 
     Args:
         rules: what is wanted.
-        scores, ranks: (candidates,) of each candidate; "top" takes them in the order given.
-        positive_score, key: as in `choose_negatives`.
+        scores, ranks: (candidates,) of each candidate, without what is forbidden: see `PermittedDocuments`. "top" takes
+            them in the order given.
+        positive_score: what the margins are measured from, on the same scale: `NegativeRules.positive_score`. None is
+            enough without margins.
+        key: the query's id; decides the draw together with the seed.
         removed: counts, of the candidates in the window, how many each rule removed; the first that did.
+        exempt: (candidates,) which ones neither margins nor the highest score remove.
 
     Returns:
-        Rising places in `scores`.
+        Rising places in `scores`, at most `num_negatives`; fewer, or none, where the rules leave no more.
+
+    Raises:
+        InputError: there is a margin and no positive's score.
     """
     if rules.has_margin and positive_score is None:
         raise InputError(f"query {key!r}: a margin is measured from the positive's score, and there is none")
     scores = scores.astype(np.float64)
     left = (ranks >= rules.first_rank) & (ranks <= rules.last_rank)
+    checked = np.ones(len(scores), dtype=bool) if exempt is None else ~exempt
     for name, highest in _limits(rules, positive_score):
-        gone = left & (scores > highest)
+        gone = left & checked & (scores > highest)
         if removed is not None:
             removed[name] += int(gone.sum())
         left &= ~gone
@@ -221,46 +207,45 @@ class PermittedDocuments:
         corpus: the documents.
         rows: all training rows, whose queries may share texts.
         judgements: `retrieval.batches.collect_judgements` of these rows.
-        digests: (documents, 32) uint8, `EmbeddingStore.corpus_digests`, where they are known; else every text is read.
+        digests: (documents, 32) uint8, `EmbeddingStore.corpus_digests`.
     """
 
     def __init__(
-        self,
-        corpus: Corpus,
-        rows: Iterable[TrainingRow],
-        judgements: Judgements,
-        digests: NDArray[np.uint8] | None = None,
+        self, corpus: Corpus, rows: Iterable[TrainingRow], judgements: Judgements, digests: NDArray[np.uint8]
     ) -> None:
         self.corpus, self.judgements = corpus, judgements
-        self._texts = _numbers(_corpus_digests(corpus) if digests is None else digests)
+        self._texts = _numbers(digests)
         _, place, count = np.unique(self._texts, return_inverse=True, return_counts=True)
         self._has_copies = count[place] > 1
         self._same_text: dict[str, set[str]] = {}
         for row in rows:
             self._same_text.setdefault(row.query, set()).add(row.query_id)
 
-    def keep(self, row: TrainingRow, candidates: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-        """Return the permitted ones of (document id, score) pairs, best first, in their order.
-
-        Raises:
-            InputError: the corpus lacks a document.
-        """
-        numbers = np.array([self.corpus.row(doc_id) for doc_id, _ in candidates], dtype=np.int64)
-        mask = self.mask(self.forbidden(row), numbers)
-        return [pair for pair, kept in zip(candidates, mask.tolist(), strict=True) if kept]
-
     def forbidden(self, row: TrainingRow) -> Forbidden:
         """Return what may not be a negative of a row."""
         from retrieval.batches import positive_documents
 
         keys = {key for key, _ in positive_documents(row)}
-        for query_id in {row.query_id, *self._same_text.get(row.query, ())}:
-            keys |= {key for key, grade in self.judgements.get(query_id, {}).items() if grade > 0}
-        ids = [key for key in keys if isinstance(key, str)]
+        keys |= {key for key, grade in self._judged(row) if grade > 0}
         texts = [row.query, *row.positives, *(key[1] for key in keys if isinstance(key, tuple))]
-        found = [self.corpus.ids.find(doc_id) for doc_id in ids]
-        rows = np.array([place for place in found if place is not None], dtype=np.int64)
+        rows = self._rows(keys)
         return Forbidden(rows, np.concatenate([self._texts[rows], _numbers(text_digests(texts))]))
+
+    def judged_irrelevant(self, row: TrainingRow) -> NDArray[np.int64]:
+        """Return the row numbers of documents that are judged for a row's query, and not relevant.
+
+        Some may be forbidden: another judgement of the same query and document may say that it is relevant.
+        """
+        return self._rows({key for key, grade in self._judged(row) if grade <= 0})
+
+    def _judged(self, row: TrainingRow) -> Iterator[tuple[Key, float]]:
+        for query_id in {row.query_id, *self._same_text.get(row.query, ())}:
+            yield from self.judgements.get(query_id, {}).items()
+
+    def _rows(self, keys: Iterable[Key]) -> NDArray[np.int64]:
+        """Return the row numbers of documents that are known by their ids and that the corpus has."""
+        found = [self.corpus.ids.find(key) for key in keys if isinstance(key, str)]
+        return np.array([place for place in found if place is not None], dtype=np.int64)
 
     def mask(self, forbidden: Forbidden, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which of (candidates,) row numbers of the corpus, best first and none twice, are permitted."""
@@ -286,12 +271,6 @@ class Forbidden:
             n_relevant = int(np.isin(rows[~mask], self.rows).sum())
             removed["relevant"] += n_relevant
             removed["same_text"] += int((~mask).sum()) - n_relevant
-
-
-def _corpus_digests(corpus: Corpus) -> NDArray[np.uint8]:
-    starts = range(0, len(corpus), _BLOCK)
-    blocks = [text_digests(corpus.texts(range(start, min(start + _BLOCK, len(corpus))))) for start in starts]
-    return np.concatenate(blocks) if blocks else text_digests([])
 
 
 def _numbers(digests: NDArray[np.uint8]) -> NDArray[np.uint64]:

@@ -126,14 +126,17 @@ class RefreshedNegatives:
 
     def _chosen(self, rows: Sequence[TrainingRow], found: Sequence[Candidates], step: int) -> list[Rows]:
         rules = self._rules
-        chosen = [
-            one.documents[
-                choose_places(
-                    rules, one.scores, one.ranks, rules.positive_score(one.positive_scores), f"{row.query_id} {step}"
-                )
-            ]
-            for row, one in zip(rows, found, strict=True)
-        ]
+        chosen = []
+        for row, one in zip(rows, found, strict=True):
+            places = choose_places(
+                rules,
+                one.scores,
+                one.ranks,
+                rules.positive_score(one.positive_scores),
+                f"{row.query_id} {step}",
+                exempt=np.isin(one.documents, self._permitted.judged_irrelevant(row)),
+            )
+            chosen.append(one.documents[places])
         sizes = np.array([len(one) for one in chosen])
         none, fewer = int((sizes == 0).sum()), int((sizes < rules.num_negatives).sum())
         if none:

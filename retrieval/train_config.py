@@ -109,7 +109,7 @@ class TrainConfig(LoopConfig):
     def refresh_rules(self) -> NegativeRules:
         """Return how negatives are chosen when they are mined again."""
         try:
-            first, last = parse_range(self.refresh_range)
+            first, last = parse_range(self.refresh_range, "refresh_range")
             return NegativeRules(
                 first_rank=first,
                 last_rank=last,

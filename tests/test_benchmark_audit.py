@@ -51,7 +51,7 @@ def test_the_truth_is_the_share_of_hidden_documents_in_the_band():
         BandAudit(band=band, negatives=3, scores=share, likeness=None, near=None, judged=0, known=None)
         for band in audit.BANDS
     )
-    made = Audit(queries=2, negatives=4, outside=0, scored_by="miner", bands=bands, doubtful=())
+    made = Audit(queries=2, negatives=4, outside=0, scored_by="rows", bands=bands, doubtful=())
     rows = [
         TrainingRow(query_id="q1", query="a", negative_ids=("h", "n", "m"), negative_ranks=(1, 2, 12)),
         TrainingRow(query_id="q2", query="b", negative_ids=("h",), negative_ranks=(10,)),
@@ -77,5 +77,8 @@ def test_errors_by_hand():
     assert every == ["mean absolute error, points", "25.0", "–", "–", "–", "–"]
     assert firm[1] == "10.0"
     assert count[1:3] == ["1 of 2", "0 of 2"]
+    near = {**estimate(0.0, is_bound=False), "is_bound": None}
+    columns = audit._errors([{**band, "estimates": band["estimates"] | {"near": near}} for band in bands])
+    assert [row[-1] for row in columns] == ["15.0", "–", "–"]  # a lower bound by what it is
     line = audit._line("1-10", [{"negatives": 1_000, **bands[0]}, {"negatives": 1_000, **bands[1]}])
     assert line[:4] == ["1-10", "1,000", "15.0 %", "40.0 % [0.0, 100.0], 2/2"]

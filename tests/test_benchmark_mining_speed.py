@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks import mining_speed
 from benchmarks.cells import Options, Results, code_hash
-from benchmarks.mining_speed import agree
+from benchmarks.mining_speed import agree, turn
+from retrieval.negative_candidates import _LEAST_DEPTH, _SPARE
 
 MACHINE = {"cpu": "a processor", "cores": 2, "bf16": ["amx_bf16"], "load": 0.5}
 SYSTEMS = (mining_speed.OURS, mining_speed.DEFAULT, mining_speed.FAISS, mining_speed.OURS_FP32)
@@ -53,12 +54,19 @@ def test_the_cell_is_sound(options, tiny):
     assert mining_speed.EXPERIMENT.alone
 
 
-def test_the_second_run_differs_in_every_setting_that_needs_no_encoding():
-    first, second = mining_speed.RUNS.values()
-    for name in ("first_rank", "last_rank", "num_negatives", "relative_margin"):
-        assert getattr(first, name) != getattr(second, name)
+def test_later_runs_differ_in_every_setting_that_needs_no_encoding_and_the_third_must_search():
+    first, second, third = mining_speed.RUNS.values()
+    for name in ("last_rank", "num_negatives", "relative_margin"):
+        assert len({getattr(rules, name) for rules in (first, second, third)}) == 3
+    assert first.first_rank != second.first_rank
+    assert second.last_rank + _SPARE <= _LEAST_DEPTH < third.last_rank
     # Theirs counts the window after the margin, ours before: with a margin, both must begin at the first rank.
-    assert all(rules.first_rank == 1 for rules in (first, second) if rules.has_margin)
+    assert all(rules.first_rank == 1 for rules in (first, second, third) if rules.has_margin)
+    assert mining_speed.AIMS.keys() == mining_speed.RUNS.keys()
+
+
+def test_every_round_begins_with_another_system():
+    assert [turn(list("abc"), number) for number in range(4)] == [list("abc"), list("bca"), list("cab"), list("abc")]
 
 
 def test_agreement_by_hand():

@@ -1,9 +1,10 @@
 """Estimate how many mined negatives are relevant after all, and list the most doubtful for a person to label.
 
-For each band of ranks: an estimate by scores (--reranker, else those in the rows), one by the words that a negative
-shares with the query's positives, near duplicates of positives (a lower bound), and with --qrels what judgements say
-that mining did not see. Best audited is a mining of the whole window: mine --num-negatives 100 --relative-margin none.
-Use a reranker that was not trained on these queries: what it has seen it scores too well.
+For each band of ranks: an estimate by scores (--reranker; those in the rows give no more than a bound), one by the
+words that a negative shares with the query's positives, near duplicates of positives (a lower bound), and with --qrels
+what judgements say that mining did not see; not those of a test split, which is for measuring. Best audited is a mining
+of the whole window: mine --num-negatives 100 --relative-margin none. Use a reranker that was not trained on these
+queries: what it has seen it scores too well.
 
 --out DIR holds audit.json, audit.png (with matplotlib) and doubtful.tsv. Write 0, 1, 2, … into the column "label" of
 the latter, and give it back with --labels: --as qrels makes judgements of it, --as mask takes the negatives labelled
@@ -34,13 +35,15 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   rankwright audit rows.jsonl --data my-beir-folder --reranker runs/reranker --out runs/audit
-  rankwright audit rows.jsonl --data my-beir-folder --qrels my-beir-folder:test --bands 1-5,6-20,21-100
+  rankwright audit rows.jsonl --data my-beir-folder --qrels further.tsv --bands 1-5,6-20,21-100
 after runs/audit/doubtful.tsv was labelled:
   rankwright audit rows.jsonl --data my-beir-folder --labels runs/audit/doubtful.tsv --as mask --out cleaned.jsonl
   rankwright audit rows.jsonl --data my-beir-folder --labels runs/audit/doubtful.tsv --as qrels --out labelled.tsv
+  rankwright mine --model M --data my-beir-folder --qrels labelled.tsv --out cleaned.jsonl
 """
 
 JSON, PICTURE, DOUBTFUL = "audit.json", "audit.png", "doubtful.tsv"
+_TEST = ("test", "eval")  # names of splits that are for measuring
 _OF_THE_AUDIT = ("reranker", "features", "qrels", "bands", "top", "batch_tokens")
 
 
@@ -123,6 +126,12 @@ def _use_labels(args: argparse.Namespace) -> int:
         n_before, n_after = (sum(len(row.negative_ids) for row in part) for part in (rows, kept))
         logger.info("%s: %d rows, %d of %d negatives taken out", args.out, len(kept), n_before - n_after, n_before)
     logger.info("%s: %d labels, %d of them relevant", args.labels, len(grades), n_relevant)
+    if args.kind == "qrels":
+        logger.info(
+            "next: rankwright mine with --qrels %s, so that no relevant one is a negative; or append its lines to the "
+            "training split's judgements (qrels/train.tsv), so that training takes the relevant ones as positives",
+            args.out,
+        )
     return 0
 
 
@@ -161,6 +170,12 @@ def _qrels(sources: list[str] | None) -> Qrels | None:
             known = found.setdefault(query_id, {})
             for doc_id, grade in grades.items():
                 known[doc_id] = max(grade, known.get(doc_id, grade))
+        name = Path(source).name.partition(".")[0] if Path(source).is_file() else source.rpartition(":")[2]
+        if name in _TEST:
+            logger.warning(
+                "--qrels %s: judgements of a test split; whatever is chosen by this audit is then tuned on the test",
+                source,
+            )
     return found
 
 

@@ -1,8 +1,8 @@
 """Find hard negatives for training rows: documents that a model or BM25 ranks high and nobody judged relevant.
 
-Never chosen: a document that is judged relevant in the training split or positive in its row, and one with the same
-text as such a document, the query, or a candidate before it. Ranks count what is left, from 1. A query that finds fewer
-than asked keeps what it has, and is counted.
+Never chosen: a document that is judged relevant in the training split (or in --qrels) or positive in its row, and one
+with the same text as such a document, the query, or a candidate before it. Documents judged not relevant pass every
+margin. Ranks count what is left, from 1. A query that finds fewer than asked keeps what it has, and is counted.
 
 Embeddings are kept (--store), so that another mining with other settings takes seconds, and an interrupted one goes on.
 With --reranker, --resume goes on with the lists that it has scored.
@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   rankwright mine --model runs/demo --data pydocs --split train --out rows.jsonl
   rankwright mine --model M --data my-beir-folder --range 10:100 --sampling random --num-negatives 15 --out rows.jsonl
   rankwright mine --model M --data my-beir-folder --candidates dense,bm25 --reranker runs/reranker --out rows.jsonl
+  rankwright mine --model M --data my-beir-folder --qrels labelled.tsv --out rows.jsonl
 then:
   rankwright train --model M --data my-beir-folder --rows rows.jsonl --num-negatives 3 --out runs/harder
 """
@@ -46,6 +47,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", metavar="S", help="the training split (default: train)")
     parser.add_argument(
         "--rows", action="append", metavar="FILE", help="mine for these rows, not for the split's queries"
+    )
+    parser.add_argument(
+        "--qrels",
+        action="append",
+        metavar="QRELS",
+        help="further judgements, such as those of audit --as qrels: a file or D:SPLIT (repeatable); what they call "
+        "relevant is no negative",
     )
     where = parser.add_argument_group("candidates")
     where.add_argument(
@@ -98,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and args.overwrite:
         raise InputError("--resume and --overwrite exclude each other")
     check_file_target(args.out, overwrite=args.overwrite or args.resume)
+    from retrieval.cli.evaluate import load_qrels
     from retrieval.collection import Collection
     from retrieval.embedding_store import EmbeddingStore
     from retrieval.mining import mine, row_lines
@@ -105,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
     from retrieval.textfiles import publish_lines
 
     out, store = Path(args.out), EmbeddingStore(args.store)
+    further_qrels = [load_qrels(source)[0] for source in args.qrels or ()]
     if args.resume and out.exists() and not blocks_folder(out).exists():
         logger.warning("%s is complete; nothing to do (whether it has these settings was not looked at)", out)
         return 0
@@ -122,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
             reranker=_reranker(args),
             store=store,
             blocks=blocks,
+            further_qrels=further_qrels,
         )
         publish_lines(out, row_lines(mined.rows))
     logger.info("%s: %d rows", out, len(mined.rows))
@@ -138,7 +149,7 @@ def _rules(args: argparse.Namespace, candidates: list[str]) -> NegativeRules:
     relative = _relative_margin(args.relative_margin)
     if args.relative_margin is None and args.absolute_margin is None and args.max_score is None:
         relative = default_rules(candidates, has_reranker=args.reranker is not None).relative_margin
-    first, last = parse_range(args.range)
+    first, last = parse_range(args.range, "--range")
     own = {} if args.temperature is None else {"temperature": args.temperature}
     return NegativeRules(
         first_rank=first,

@@ -1,12 +1,14 @@
 """The audit of mined negatives: what is counted by hand, what is estimated, and which negatives are doubtful."""
 
 import logging
+import math
 
 import numpy as np
 import pytest
 from beir_folder import make_collection
 from stub_reranker import StubReranker
 
+from retrieval.audit_evidence import MinedQuery
 from retrieval.auditing import BANDS, audit
 from retrieval.collection import Collection
 from retrieval.errors import InputError
@@ -65,20 +67,50 @@ def test_hidden_positives_are_found_by_a_reranker_and_by_their_words(corpus):
     assert top.scores.matched  # by the miner's scores in the rows, the positives would stand at ranks 1 and 3
 
 
-def test_without_a_reranker_the_scores_are_the_rows_and_a_bound_where_they_made_the_ranks(corpus):
+def test_without_a_reranker_the_scores_are_the_rows_and_a_bound(corpus):
     found = audit(ROWS, corpus, bands=SPLIT)
-    assert found.scored_by == "miner"
+    assert found.scored_by == "rows"
     assert found.bands[0].scores.is_bound
-    shuffled = [row(i, negative_scores=(0.1, 0.95, *[0.1] * 7)) for i in range(N)]
-    found = audit(shuffled, corpus, bands=SPLIT)
-    assert found.scored_by == "rows"  # such as a reranker's that `mine` used
+    assert found.bands[0].scores.matched
+    shuffled = [row(i, negative_scores=(0.1, 0.95, *[0.1, 0.2] * 3, 0.1)) for i in range(N)]
+    found = audit(shuffled, corpus, bands=SPLIT)  # such as of two sources, or of a reranker that `mine` used
     assert found.bands[0].scores.value == pytest.approx(1 / 3)
+    assert found.bands[0].scores.is_bound
     assert not found.bands[0].scores.matched  # nothing says where the positives would stand
     bare = [row(i, positive_scores=(), negative_scores=()) for i in range(N)]
     found = audit(bare, corpus, bands=SPLIT)
     assert found.scored_by == "nothing"
     assert found.bands[0].scores is None
     assert found.bands[0].likeness.value == pytest.approx(1 / 3)
+
+
+def test_a_query_whose_scores_are_out_of_order_changes_no_other(corpus):
+    ranks = tuple(range(1, 10))
+    swapped = row(0, negative_scores=(0.5, 0.9, 0.8, 0.85, 0.7, 0.75, 0.6, 0.65, 0.1), negative_ranks=ranks)
+    whole, found = (audit(rows, corpus, reranker=StubReranker(), bands=SPLIT) for rows in (ROWS, [swapped, *ROWS[1:]]))
+    assert whole.bands[0].scores.positives == 2 * N
+    assert found.bands[0].scores.positives == 2 * (N - 1)  # where its own positives would stand is unknown
+    assert found.bands[0].scores.matched
+    assert found.bands[0].scores.value == pytest.approx(1 / 3)
+    without = audit([swapped, *ROWS[1:]], corpus, bands=SPLIT)
+    assert without.bands[0].scores.is_bound
+
+
+@pytest.mark.parametrize(
+    ("scores", "ranks"),
+    [
+        ([0.9, 0.8, 0.6, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.0], [2, 4]),  # one of ten neighbours rises
+        ([0.9, 0.8, 0.6, 0.7, 0.5, 0.4, 0.3, 0.2, 0.05, 0.1, 0.0], [math.nan] * 2),  # two of ten
+        ([0.9], [math.inf, math.inf]),
+    ],
+)
+def test_a_positive_has_a_rank_where_scores_fall_but_for_a_few(scores, ranks):
+    names = [f"n{number}" for number in range(len(scores))]
+    known = {"a": 0.85, "b": 0.65} | dict(zip(names, scores, strict=True))
+    one = MinedQuery("q", ["a", "b"], names, np.arange(1.0, len(names) + 1), known)
+    assert one.positive_ranks() == pytest.approx(ranks, nan_ok=True)
+    del known["b"]
+    assert np.isnan(one.positive_ranks()).all()
 
 
 def test_judgements_are_counted_with_how_many_there_are(corpus, caplog):

@@ -78,10 +78,10 @@ def test_the_table_says_what_was_found_and_what_it_rests_on(cli):
     assert "judged relevant: by --qrels" in out
 
 
-def test_scores_of_the_miner_are_called_that(cli):
+def test_scores_in_the_rows_are_called_that_and_give_bounds(cli):
     status, out, _ = cli(*BANDS)
     assert status == 0
-    assert "scores: the miner's own" in out
+    assert "scores: those in the rows (the negatives were ranked or chosen by them" in out
     assert "≤ " in out
     assert "judged" not in out
 
@@ -131,6 +131,7 @@ def test_labels_become_judgements_or_a_mask(cli):
     status, _, err = cli("--labels", labels, "--as", "qrels", "--out", "labels.tsv")
     assert (status, read_qrels("labels.tsv")) == (0, {"q0": {"h0": 1, "n0.0": 0}, "q1": {"h1": 2}})
     assert "labelled.tsv: 3 labels, 2 of them relevant" in err
+    assert "next: rankwright mine with --qrels labels.tsv, so that no relevant one is a negative; or append" in err
     status, _, err = cli("--labels", labels, "--as", "mask", "--out", "clean.jsonl")
     assert status == 0
     assert "clean.jsonl: 12 rows, 2 of 72 negatives taken out" in err
@@ -141,6 +142,14 @@ def test_labels_become_judgements_or_a_mask(cli):
     Path("again.tsv").write_text(qrels_text(read_qrels("labels.tsv")), encoding="utf-8")
     audited = json.loads(cli("--qrels", "again.tsv", "--json", *BANDS)[1])
     assert [band["judged"] for band in audited["bands"]] == [3, 0]  # labels are judgements
+
+
+def test_judgements_of_a_test_split_bring_a_warning(cli):
+    warning = "judgements of a test split; whatever is chosen by this audit is then tuned on the test"
+    assert f"--qrels D:test: {warning}" in cli("--qrels", "D:test", *BANDS)[2]
+    assert f"--qrels D/qrels/test.tsv: {warning}" in cli("--qrels", "D/qrels/test.tsv", *BANDS)[2]
+    Path("further.tsv").write_text(qrels_text({"q0": {"h0": 1}}), encoding="utf-8")
+    assert "test split" not in cli("--qrels", "further.tsv", "--qrels", "D:train", *BANDS)[2]
 
 
 def test_labels_are_not_written_over(cli):

@@ -88,6 +88,22 @@ def test_rows_of_files(cli, stub, tmp_path):
     assert [row.query for row in rows] == ["which otter a", "which otter b"]
 
 
+def test_judgements_of_files_forbid_negatives(cli, stub, tmp_path):
+    """As audit --as qrels writes them."""
+    assert cli("--model", "m", "--relative-margin", "none")[0] == 0
+    before = read_rows(tmp_path / "rows.jsonl")[0]
+    first, second = before[0], before[1]
+    for name, row in (("a.tsv", first), ("b.tsv", second)):
+        (tmp_path / name).write_text(f"query-id\tcorpus-id\tscore\n{row.query_id}\t{row.negative_ids[0]}\t1\n")
+    settings = ("--relative-margin", "none", "--qrels", "a.tsv", "--qrels", "b.tsv", "--overwrite")
+    assert cli("--model", "m", *settings)[0] == 0
+    after = read_rows(tmp_path / "rows.jsonl")[0]
+    for row, old in zip(after[:2], (first, second), strict=True):
+        assert old.negative_ids[0] not in row.negative_ids
+        assert row.positive_ids == old.positive_ids
+    assert after[2:] == before[2:]
+
+
 def test_a_second_mining_with_other_settings_encodes_nothing(cli, stub):
     assert cli("--model", "m")[0] == 0
     stub[0].seen.clear()
@@ -137,8 +153,9 @@ def test_settings_of_a_config_file(cli, stub, tmp_path):
         (("--model", "m", "--candidates", "bm25"), "--model has no meaning without dense candidates"),
         (("--model", "m", "--candidates", "dense,bm52"), "unknown candidates 'bm52'; did you mean 'bm25'?"),
         (("--model", "m", "--range", "5:2"), "the window of ranks 5:2 is empty"),
-        (("--model", "m", "--range", "0:10"), "first_rank must be at least 1, got 0"),
-        (("--model", "m", "--range", "10"), "range got '10'; wanted the first and the last rank, such as 10:100"),
+        (("--model", "m", "--range", "0:10"), "--range got '0:10'; ranks begin at 1"),
+        (("--model", "m", "--range", "10"), "--range got '10'; wanted the first and the last rank, such as 10:100"),
+        (("--model", "m", "--qrels", "none.tsv"), "none.tsv: no such file"),
         (
             ("--model", "m", "--relative-margin", "five"),
             "--relative-margin got 'five'; wanted a share such as 0.05, or none",

@@ -1,8 +1,10 @@
 """The store of embeddings: only new texts are encoded, whatever the ids; damage is named; stores can be merged."""
 
 import json
+import logging
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -190,12 +192,67 @@ def test_a_shard_that_was_never_finished_is_as_if_it_were_not_there(small, tmp_p
     assert np.array_equal(found.rows(), expected(TEXTS[:4]))
 
 
-def test_a_second_process_is_told_only_where_it_would_write(tmp_path):
+def test_where_everything_is_there_nothing_is_locked(tmp_path):
     embed(tmp_path, TEXTS[:4])
     with locked(shards(tmp_path)[0].parent):
         assert embed(tmp_path, TEXTS[:4]).encoded == 0
-        with pytest.raises(StorageError, match=f"in use by process {os.getpid()}"):
-            embed(tmp_path, TEXTS[:5])
+
+
+def test_a_second_process_waits_and_encodes_what_the_first_left(small, tmp_path, monkeypatch, caplog):
+    """The first holds the lock, finishes two of the texts that the second wants, and lets go."""
+    monkeypatch.setattr(embedding_store, "_POLL", 0.001)
+    embed(tmp_path, TEXTS[:4])
+    embed(tmp_path / "other", TEXTS[4:6])
+    folder = shards(tmp_path)[0].parent
+    holds, done = threading.Event(), threading.Event()
+
+    def first():
+        with locked(folder):
+            holds.set()
+            assert done.wait(60)
+            shutil.copytree(tmp_path / "other" / folder.name, folder, dirs_exist_ok=True)
+
+    class Log(logging.Handler):
+        def emit(self, record):
+            done.set()
+
+    process = threading.Thread(target=first)
+    process.start()
+    assert holds.wait(60)
+    monkeypatch.setattr(embedding_store.log, "handlers", [Log()])
+    encoder = StubEncoder()
+    with caplog.at_level(logging.INFO, logger="retrieval"):
+        found = embed(tmp_path, TEXTS[:8], encoder)
+    process.join()
+    assert np.array_equal(found.rows(), expected(TEXTS[:8]))
+    assert (found.encoded, encoder.seen) == (2, TEXTS[6:8])
+    waiting = [message for message in caplog.messages if "waiting for its embeddings" in message]
+    assert len(waiting) == 1
+    assert f"in use by process {os.getpid()}" in waiting[0]
+
+
+def test_waiting_can_be_stopped(tmp_path, monkeypatch):
+    def stopped(seconds):
+        raise KeyboardInterrupt
+
+    embed(tmp_path, TEXTS[:4])
+    monkeypatch.setattr(embedding_store.time, "sleep", stopped)
+    with locked(shards(tmp_path)[0].parent), pytest.raises(KeyboardInterrupt):
+        embed(tmp_path, TEXTS[:5])
+
+
+def test_each_shard_is_opened_and_checked_once(small, tmp_path, monkeypatch):
+    embed(tmp_path, TEXTS[:16])
+    opened, open_shard = [], embedding_store._open_shard
+    monkeypatch.setattr(
+        embedding_store, "_open_shard", lambda folder, key: opened.append(folder) or open_shard(folder, key)
+    )
+    store = EmbeddingStore(tmp_path)
+    for texts in ([], TEXTS[:20], TEXTS[:20], TEXTS[8:]):
+        ids = [str(number) for number in range(len(texts))]
+        store.embed(StubEncoder(), "document", ids, lambda some, texts=texts: [texts[i] for i in some])
+    assert sorted(opened) == shards(tmp_path)
+    assert len(opened) == 2 + 1 + 3
 
 
 # --- digests of a corpus ---------------------------------------------------------------------------------------------
@@ -218,6 +275,16 @@ def test_a_changed_corpus_is_read_again_and_only_its_new_text_encoded(tmp_path):
         documents[2] = documents[2] | change
         corpus = Collection.load(make_collection(tmp_path / name, documents)).corpus
         assert store.embed_corpus(StubEncoder(), corpus).encoded == encoded
+
+
+def test_digests_that_cannot_be_kept_are_returned(tmp_path, caplog):
+    corpus = Collection.load(make_collection(tmp_path / "c")).corpus
+    expected, store = text_digests(corpus.texts(range(len(corpus)))), EmbeddingStore(tmp_path / "store")
+    name = embedding_store._name(f"{corpus.sha256} {len(corpus)} title text".encode())
+    with locked(tmp_path / "store" / "corpora" / name):
+        assert np.array_equal(store.corpus_digests(corpus), expected)
+    assert "hashes of texts are not kept in" in caplog.text
+    assert "in use by process" in caplog.text
 
 
 def test_damaged_digests_are_named_with_what_to_do(tmp_path):

@@ -39,6 +39,14 @@ def simulated(seed, *, gain, share_hidden=0.5, queries=100, documents=2_000, rel
     return found, np.array(truth)
 
 
+def normal_scores(seed, shift, share, *, queries=50):
+    """100 negatives and 5 known positives a query, unit normal scores; relevant ones score `shift` higher."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.random((queries, 100)) < share
+    scores = rng.normal(size=(queries, 100)) + shift * hidden
+    return [query(shift + rng.normal(size=5), row) for row in scores]
+
+
 def test_a_fifth_of_the_negatives_score_as_positives_do():
     queries = [query([5, 5], [5, 5, *[0] * 8]) for _ in range(10)]
     found = estimated_share(queries, TOP)
@@ -94,6 +102,37 @@ def test_a_scorer_that_knows_nothing_gives_a_bound_and_says_so():
     assert found.is_bound
     assert found.value > 0.5
     assert found.separation == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(("shift", "separation"), [(1.1, 0.78), (1.5, 0.855)])
+@pytest.mark.parametrize("share", [0.02, 0.05])
+def test_scores_that_separate_too_little_for_a_clean_tail_give_a_bound(shift, separation, share):
+    # Separated by a standard deviation or so, the true share is a fifth to two thirds of the estimates' mean.
+    found = [estimated_share(normal_scores(seed, shift, share), Band(1, 100)) for seed in range(10)]
+    expected = separation * (1 - share) + share / 2
+    assert np.mean([one.separation for one in found]) == pytest.approx(expected, abs=0.02)
+    assert np.mean([one.value for one in found]) > 1.4 * share
+    assert all(one.is_bound for one in found)
+
+
+def test_scores_that_separate_well_give_more_than_a_bound_whatever_the_share():
+    for seed, share in enumerate([0.02, 0.05, 0.2, 0.3]):
+        assert not estimated_share(normal_scores(seed, 3.5, share), Band(1, 100)).is_bound
+
+
+def test_more_than_a_half_is_a_bound():
+    found = [estimated_share([query([5, 5], negatives)] * 10, TOP) for negatives in ([5] * 5 + [0] * 5, [5] * 6 + [0])]
+    assert [(one.value, one.is_bound) for one in found] == [(0.5, False), (pytest.approx(6 / 7), True)]
+
+
+def test_the_interval_knows_that_the_threshold_was_chosen():
+    # At the one threshold that was best for all queries, the intervals of 30 of these would hold the truth.
+    held, seeds, share = 0, 40, 0.05
+    for seed in range(seeds):
+        found = estimated_share(normal_scores(seed, 2.0, share, queries=200), Band(1, 100))
+        assert found.low <= found.value <= found.high
+        held += found.low <= share <= found.high
+    assert held >= 35
 
 
 def test_the_interval_narrows_with_queries():

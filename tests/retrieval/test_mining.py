@@ -1,15 +1,17 @@
 """Mining by hand on a few documents: who is found, with which rank and score, what is left out and counted."""
 
+import errno
 import json
 import logging
+import os
+from dataclasses import replace
 
-import numpy as np
 import pytest
 from beir_folder import make_collection
+from spoken_vectors import WORDS, SpokenVectors
 from stub_encoder import StubEncoder
 from stub_reranker import StubReranker, shared
 
-from retrieval.bm25 import BM25Searcher
 from retrieval.collection import Collection
 from retrieval.embedding_store import EmbeddingStore
 from retrieval.errors import InputError
@@ -19,16 +21,6 @@ from retrieval.rows import TrainingRow, read_rows
 from retrieval.scored_blocks import open_blocks
 
 ALL = NegativeRules(num_negatives=100)
-
-
-class Lengths(StubEncoder):
-    """Two-dimensional vectors that a text names itself, as in "0.6 0.8 and more", so that scores are done by hand."""
-
-    def __init__(self, **fingerprint):
-        super().__init__(2, **fingerprint)
-
-    def _vectors(self, texts):
-        return np.array([[float(word) for word in text.split()[:2]] for text in texts], dtype=np.float32)
 
 
 # a query "1 0" scores a document by its first number
@@ -43,6 +35,7 @@ DOCUMENTS = [
     {"_id": "low", "text": "0.1 0 last"},
 ]
 QUERIES = {"q": "1 0", "r": "0 1 apple", "s": "1 0 dev"}
+OTHER = TrainingRow(query_id="other", query="1 0 other", positive_ids=("good",))
 QRELS = {"train": {"q": {"good": 2, "poor": 1, "a": 0}}, "dev": {"s": {"best": 1}}}
 
 
@@ -59,7 +52,7 @@ def store(tmp_path):
 @pytest.fixture
 def mined(collection, store):
     def go(rules=ALL, encoder=None, **settings):
-        return mine(collection, encoder or Lengths(), rules=rules, store=store, **settings)
+        return mine(collection, encoder or SpokenVectors(), rules=rules, store=store, **settings)
 
     return go
 
@@ -69,8 +62,8 @@ def test_every_permitted_document_with_rank_and_score(mined):
     (row,) = found.rows
     assert (row.query_id, row.query, row.positive_ids, row.positive_labels) == ("q", "1 0", ("good", "poor"), (2, 1))
     assert row.positive_scores == pytest.approx((0.8, 0.5))
-    # relevant documents and the copy of one take no rank; of equal scores the larger id is first, as in trec_eval
-    assert row.negative_ids == ("best", "near", "b", "a", "low")
+    # relevant documents and the copy of one take no rank; of equal scores the first in the corpus comes first
+    assert row.negative_ids == ("best", "near", "a", "b", "low")
     assert row.negative_ranks == (1, 2, 3, 4, 5)
     assert row.negative_scores == pytest.approx((0.9, 0.78, 0.7, 0.7, 0.1))
     assert row.negative_labels == ()
@@ -85,10 +78,11 @@ def test_judgements_of_other_splits_are_not_read(mined):
 @pytest.mark.parametrize(
     ("rules", "expected", "removed"),
     [
-        ({"relative_margin": 0.05}, ["low"], {"relative_margin": 4}),  # 0.5: the lowest positive's score counts
-        ({"relative_margin": 0.05, "margin_from": "highest"}, ["b", "a", "low"], {"relative_margin": 2}),
-        ({"absolute_margin": 0.0, "margin_from": "mean"}, ["low"], {"absolute_margin": 4}),
-        ({"max_score": 0.75, "first_rank": 2, "last_rank": 4}, ["b", "a"], {"max_score": 1}),
+        # 0.5: the lowest positive's score counts; "a" is judged not relevant, and no limit is for it
+        ({"relative_margin": 0.05}, ["a", "low"], {"relative_margin": 3}),
+        ({"relative_margin": 0.05, "margin_from": "highest"}, ["a", "b", "low"], {"relative_margin": 2}),
+        ({"absolute_margin": 0.0, "margin_from": "mean"}, ["a", "low"], {"absolute_margin": 3}),
+        ({"max_score": 0.65, "first_rank": 2, "last_rank": 4}, ["a"], {"max_score": 2}),
     ],
 )
 def test_margins_are_measured_from_the_positives_of_the_row(mined, rules, expected, removed):
@@ -98,48 +92,61 @@ def test_margins_are_measured_from_the_positives_of_the_row(mined, rules, expect
 
 
 def test_the_default_has_a_margin_where_a_model_scores(mined):
-    assert mined(None).removed["relative_margin"] == 4
+    assert mined(None).removed["relative_margin"] == 3
     assert "relative_margin" not in mined(None, candidates=["bm25"]).removed
 
 
 def test_a_row_without_negatives_stays_and_is_counted(mined, caplog, tmp_path):
     with caplog.at_level(logging.INFO):
-        found = mined(NegativeRules(max_score=0.05))
+        found = mined(NegativeRules(max_score=0.05), rows=[OTHER])
     assert (found.none, found.rows[0].negative_ids) == (1, ())
     assert "1 rows: 0 with 7 negatives, 0 with fewer, 1 with none" in caplog.messages
-    assert "max_score: 5 of the 5 candidates in the windows removed (100.0 %)" in caplog.messages
+    assert "max_score: 6 of the 6 candidates in the windows removed (100.0 %)" in caplog.messages
     assert "1 of 1 rows have no negative" in caplog.text
     (line,) = row_lines(found.rows)
     assert json.loads(line)["negative_ids"] == []
 
 
 def test_the_warning_says_when_several_positives_are_the_cause(mined, caplog):
-    mined(NegativeRules(absolute_margin=0.5))
+    mined(NegativeRules(absolute_margin=0.5), rows=[replace(OTHER, positive_ids=("good", "poor"))])
     assert "margins are measured from the lowest of several positives" in caplog.text
 
 
-def test_a_forbidden_document_is_searched_past(tmp_path, store, monkeypatch):
-    """More forbidden documents on top than are fetched at first."""
-    monkeypatch.setattr("retrieval.negative_candidates._SPARE", 1)
-    documents = [{"_id": f"d{n:02d}", "text": f"{1 - n / 100:.2f} 0 text {n}"} for n in range(40)]
-    relevant = {f"d{n:02d}": 1 for n in range(30)}
-    folder = make_collection(
-        tmp_path / "deep", documents, {"q": "1 0", "r": "1 0 other"}, {"train": {"q": relevant, "r": {"d00": 1}}}
-    )
-    found = mine(Collection.load(folder), Lengths(), rules=NegativeRules(last_rank=3), store=store)
-    assert [row.negative_ids for row in found.rows] == [("d30", "d31", "d32"), ("d01", "d02", "d03")]
-    assert found.removed == {"relevant": 31, "same_text": 0}
+def test_negatives_that_are_all_judged_not_relevant_keep_their_labels(mined):
+    (row,) = mined(NegativeRules(max_score=0.05)).rows
+    assert (row.negative_ids, row.negative_scores, row.negative_labels) == (("a",), pytest.approx((0.7,)), (0.0,))
+    (mixed,) = mined(NegativeRules(max_score=0.15)).rows
+    assert (mixed.negative_ids, mixed.negative_labels) == (("a", "low"), ())
 
 
-# --- sources ---------------------------------------------------------------------------------------------------------
+def test_labels_of_given_rows_are_judgements(mined):
+    row = replace(OTHER, negative_ids=("best",), negative_labels=(0.0,))
+    (found,) = mined(NegativeRules(relative_margin=0.5), rows=[row]).rows
+    assert (found.negative_ids, found.negative_labels) == (("best", "low"), ())
 
-WORDS = [
-    {"_id": "w1", "text": "0.9 0 pear"},
-    {"_id": "w2", "text": "0.2 0 apple apple apple"},
-    {"_id": "w3", "text": "0.8 0 apple"},
-    {"_id": "w4", "text": "0.7 0 plum"},
-    {"_id": "good", "text": "0.6 0 apple pie"},
-]
+
+# --- further judgements ----------------------------------------------------------------------------------------------
+
+
+def test_further_judgements_forbid_and_make_no_positives(mined, caplog):
+    first = {"q": {"best": 1, "near": 0}, "r": {"low": 2}}
+    found = mined(further_qrels=[first, {"q": {"near": 1, "gone": 1}}])
+    assert found.rows[0].positive_ids == ("good", "poor")
+    assert found.rows[0].negative_ids == ("a", "b", "low")  # "near": the higher of two grades counts
+    assert not caplog.messages
+
+
+def test_further_judgements_know_a_query_by_its_text(mined):
+    row = TrainingRow(query_id="text:1", query="1 0 dev", positive_ids=("low",))
+    assert "best" not in mined(rows=[row], further_qrels=[QRELS["dev"]]).rows[0].negative_ids
+
+
+def test_judgements_of_other_queries_are_warned_of(mined, caplog):
+    assert len(mined(further_qrels=[{"q": {"best": 1}}, {"nobody": {"best": 1}}]).rows[0].negative_ids) == 4
+    assert caplog.messages == ["further judgements no. 2 say nothing about the 1 queries to mine for"]
+
+
+# --- a reranker ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -148,40 +155,10 @@ def fruit(tmp_path):
     return Collection.load(make_collection(tmp_path / "f", WORDS, queries, {"train": {"q": {"good": 1}}}))
 
 
-def test_bm25_alone_needs_no_model(fruit, store):
-    (row,) = mine(fruit, candidates=["bm25"], rules=ALL, store=store).rows
-    searcher = BM25Searcher.build(fruit.corpus)
-    scores = searcher.scores("1 0 apple").tolist()
-    assert row.negative_ids == ("w2", "w3")
-    assert row.negative_scores == (scores[1], scores[2])
-    assert row.positive_scores == (scores[4],)
-
-
-def test_both_sources_give_the_better_rank_and_the_models_score(fruit, store):
-    (row,) = mine(fruit, Lengths(), candidates=["dense", "bm25"], rules=ALL, store=store).rows
-    # the model: w1 w3 w4 w2; BM25: w2 w3
-    assert row.negative_ids == ("w1", "w2", "w3", "w4")
-    assert row.negative_ranks == (1, 1, 2, 3)
-    assert row.negative_scores == pytest.approx((0.9, 0.2, 0.8, 0.7))
-    assert row.positive_scores == pytest.approx((0.6,))
-    narrow = mine(fruit, Lengths(), candidates=["dense", "bm25"], rules=NegativeRules(last_rank=1), store=store)
-    assert narrow.rows[0].negative_ids == ("w1", "w2")
-
-
-def test_a_text_that_both_sources_find_under_two_ids_comes_once(tmp_path, store):
-    documents = [*WORDS, {"_id": "w2-copy", "text": WORDS[1]["text"]}]
-    folder = make_collection(tmp_path / "f", documents, {"q": "1 0 apple"}, {"train": {"q": {"good": 1}}})
-    found = mine(Collection.load(folder), Lengths(), candidates=["dense", "bm25"], rules=ALL, store=store)
-    assert sum(doc_id.startswith("w2") for doc_id in found.rows[0].negative_ids) == 1
-
-
-# --- a reranker ------------------------------------------------------------------------------------------------------
-
-
 def test_a_rerankers_scores_decide_and_are_written(fruit, store):
     reranker = StubReranker()
     rules = NegativeRules(first_rank=2, last_rank=3, absolute_margin=0.5)
-    (row,) = mine(fruit, Lengths(), rules=rules, reranker=reranker, store=store).rows
+    (row,) = mine(fruit, SpokenVectors(), rules=rules, reranker=reranker, store=store).rows
     texts = {document["_id"]: document["text"] for document in WORDS}
     assert row.positive_scores == (shared("1 0 apple", texts["good"]),) == (2.0,)
     # in the window are w3 (2 shared words, above 2 - 0.5) and w4 (1 shared word)
@@ -190,7 +167,7 @@ def test_a_rerankers_scores_decide_and_are_written(fruit, store):
 
 
 def test_the_rerankers_order_is_that_of_the_row_and_ties_keep_the_old_one(fruit, store):
-    (row,) = mine(fruit, Lengths(), rules=ALL, reranker=StubReranker(sign=-1), store=store).rows
+    (row,) = mine(fruit, SpokenVectors(), rules=ALL, reranker=StubReranker(sign=-1), store=store).rows
     assert row.negative_ids == ("w1", "w4", "w3", "w2")  # -1 -1 -2 -2
     assert row.negative_ranks == (1, 3, 2, 4)
 
@@ -201,12 +178,12 @@ def test_an_interrupted_reranker_goes_on(collection, store, tmp_path, monkeypatc
     settings = {"rows": rows, "rules": ALL, "store": store}
     out = tmp_path / "rows.jsonl"
     with pytest.raises(KeyboardInterrupt), open_blocks(out, resume=False) as blocks:
-        mine(collection, Lengths(), reranker=StubReranker(fail_at="1 0 y"), blocks=blocks, **settings)
+        mine(collection, SpokenVectors(), reranker=StubReranker(fail_at="1 0 y"), blocks=blocks, **settings)
     second = StubReranker()
     with open_blocks(out, resume=True) as blocks:
-        found = mine(collection, Lengths(), reranker=second, blocks=blocks, **settings)
+        found = mine(collection, SpokenVectors(), reranker=second, blocks=blocks, **settings)
     assert second.seen == ["1 0 y"]
-    assert found == mine(collection, Lengths(), reranker=StubReranker(), **settings)
+    assert found == mine(collection, SpokenVectors(), reranker=StubReranker(), **settings)
 
 
 # --- rows that are given ---------------------------------------------------------------------------------------------
@@ -233,20 +210,21 @@ def test_positives_that_are_texts_are_scored_and_forbidden(mined):
     (found,) = mined(NegativeRules(absolute_margin=0.0), rows=[row]).rows
     assert found.positives == row.positives
     assert found.positive_scores == pytest.approx((0.75, 0.7))
-    assert found.negative_ids == ("b", "poor", "low")
+    # "a" says what the second positive says, and "b" has its vector
+    assert found.negative_ids == ("poor", "low")
 
 
 def test_a_query_known_by_its_text_alone_has_the_splits_judgements(mined):
     row = TrainingRow(query_id="text:1", query="1 0", positive_ids=("low",))
-    assert mined(rows=[row]).rows[0].negative_ids == ("best", "near", "b", "a")
+    assert mined(rows=[row]).rows[0].negative_ids == ("best", "near", "a", "b")
 
 
 def test_rows_do_not_need_a_split(tmp_path, store):
     collection = Collection.load(make_collection(tmp_path / "c", DOCUMENTS, QUERIES, {}))
     row = TrainingRow(query_id="q", query="1 0", positive_ids=("good",))
-    assert mine(collection, Lengths(), rows=[row], rules=ALL, store=store).rows[0].negative_ids[0] == "best"
+    assert mine(collection, SpokenVectors(), rows=[row], rules=ALL, store=store).rows[0].negative_ids[0] == "best"
     with pytest.raises(InputError, match="no split 'trian'"):
-        mine(collection, Lengths(), rows=[row], split="trian", store=store)
+        mine(collection, SpokenVectors(), rows=[row], split="trian", store=store)
 
 
 # --- many queries ----------------------------------------------------------------------------------------------------
@@ -264,7 +242,8 @@ def test_what_is_mined_is_allowed_reads_back_and_is_the_same_again(tiny_collecti
         texts = {corpus.text(corpus.row(doc_id)) for doc_id in relevant} | {row.query}
         assert not relevant & set(row.negative_ids)
         assert not texts & {corpus.text(corpus.row(doc_id)) for doc_id in row.negative_ids}
-        assert all(score <= max(row.positive_scores) for score in row.negative_scores)
+        for doc_id, score in zip(row.negative_ids, row.negative_scores, strict=True):
+            assert score <= max(row.positive_scores) or qrels[row.query_id].get(doc_id) == 0
         assert all(1 <= rank <= 20 for rank in row.negative_ranks)
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(line + "\n" for line in row_lines(found.rows)))
@@ -285,6 +264,28 @@ def test_a_second_mining_encodes_and_searches_nothing(tiny_collection, store, mo
     assert encoder.seen == []
 
 
+def test_a_complete_store_on_a_disk_that_takes_nothing_serves(tiny_collection, store, monkeypatch, caplog):
+    collection = Collection.load(tiny_collection)
+    first = mine(collection, StubEncoder(), store=store)
+    wrote = []
+
+    def refuse(path, flags=0, *rest):
+        if flags & os.O_CREAT:
+            wrote.append(path)
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return os.open(path, flags, *rest)
+
+    monkeypatch.setattr("indexes.disk.system.open", refuse, raising=False)
+    store = EmbeddingStore(store.folder)
+    assert mine(collection, StubEncoder(), store=store) == first
+    assert not wrote
+    turned = mine(collection, StubEncoder(), rows=first.rows[::-1], store=store)  # another search, which is not kept
+    assert [row.negative_ids for row in turned.rows[::-1]] == [row.negative_ids for row in first.rows]
+    assert wrote
+    assert "neighbors are not kept in" in caplog.text
+    assert "Read-only file system" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -302,7 +303,7 @@ def test_a_second_mining_encodes_and_searches_nothing(tiny_collection, store, mo
     ],
 )
 def test_bad_input(collection, store, settings, expected):
-    encoder = settings.pop("encoder", Lengths())
+    encoder = settings.pop("encoder", SpokenVectors())
     with pytest.raises(InputError) as caught:
         mine(collection, encoder, store=store, **settings)
     assert expected in str(caught.value)
@@ -311,4 +312,4 @@ def test_bad_input(collection, store, settings, expected):
 def test_there_must_be_documents(tmp_path, store):
     collection = Collection.load(make_collection(tmp_path / "c", [], QUERIES, {"train": {"q": {"good": 1}}}))
     with pytest.raises(InputError, match="holds no document to mine from"):
-        mine(collection, Lengths(), store=store)
+        mine(collection, SpokenVectors(), store=store)

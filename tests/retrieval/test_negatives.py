@@ -10,24 +10,22 @@ from hypothesis import strategies as st
 
 from retrieval.batches import collect_judgements
 from retrieval.collection import Collection
+from retrieval.embedding_store import text_digests
 from retrieval.errors import InputError
-from retrieval.negatives import Negative, NegativeRules, PermittedDocuments, choose_negatives, choose_places
+from retrieval.negatives import NegativeRules, PermittedDocuments, choose_places, parse_range
 from retrieval.rows import TrainingRow
 
 SCORES = [0.95, 0.9, 0.8, 0.7, 0.5, 0.4]
-CANDIDATES = [(f"d{place}", score) for place, score in enumerate(SCORES, start=1)]
 
 
-def ranks(positive_score=None, key="q", candidates=CANDIDATES, **rules) -> list[int]:
-    return [negative.rank for negative in choose_negatives(NegativeRules(**rules), candidates, positive_score, key)]
+def ranks(positive_score=None, key="q", scores=SCORES, **rules) -> list[int]:
+    """Choose among candidates whose ranks are their places; returns the ranks of the chosen."""
+    found = np.array(scores, dtype=np.float64)
+    places = choose_places(NegativeRules(**rules), found, np.arange(1, len(found) + 1), positive_score, key)
+    return [place + 1 for place in places]
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_best_candidates_are_taken_with_score_and_rank():
-    found = choose_negatives(NegativeRules(num_negatives=2), CANDIDATES, None, "q")
-    assert found == [Negative("d1", 0.95, 1), Negative("d2", 0.9, 2)]
 
 
 @pytest.mark.parametrize(
@@ -52,9 +50,8 @@ def test_windows_and_margins_by_hand(rules, positive_score, expected):
 
 
 def test_a_relative_margin_below_a_negative_score_is_below_it():
-    candidates = [("a", -1.0), ("b", -2.05), ("c", -2.2)]
-    # (1 - r) s₊ would be -1.8 and let "b" pass
-    assert ranks(-2.0, candidates=candidates, relative_margin=0.1) == [3]
+    # (1 - r) s₊ would be -1.8 and let the second pass
+    assert ranks(-2.0, scores=[-1.0, -2.05, -2.2], relative_margin=0.1) == [3]
 
 
 @pytest.mark.parametrize(("margin_from", "expected"), [("lowest", 0.2), ("mean", 0.4), ("highest", 0.8), (None, 0.2)])
@@ -73,6 +70,14 @@ def test_the_first_rule_that_removes_a_candidate_is_counted():
     assert removed == {"absolute_margin": 2, "relative_margin": 1, "max_score": 1}
 
 
+def test_what_is_exempt_passes_margins_and_the_highest_score_but_not_the_window():
+    rules = NegativeRules(last_rank=5, absolute_margin=0.1, relative_margin=0.2, max_score=0.6)
+    exempt = np.array([True, False, True, False, False, True])
+    removed = Counter()
+    assert choose_places(rules, np.array(SCORES), np.arange(1, 7), 0.9, "q", removed, exempt) == [0, 2, 4]
+    assert removed == {"absolute_margin": 1, "relative_margin": 0, "max_score": 1}
+
+
 def test_ranks_may_differ_from_places():
     rules = NegativeRules(first_rank=2, last_rank=3, num_negatives=2)
     assert choose_places(rules, np.array([9.0, 8.0, 7.0, 6.0]), np.array([3, 1, 4, 2]), None, "q") == [0, 3]
@@ -89,15 +94,15 @@ def test_ranks_may_differ_from_places():
 )
 def test_every_negative_obeys_every_rule(scores, positive, first, width, sampling, absolute, relative):
     scores = sorted(scores, reverse=True)
-    rules = NegativeRules(
-        first_rank=first,
-        last_rank=first + width,
-        num_negatives=4,
-        absolute_margin=absolute,
-        relative_margin=relative,
-        sampling=sampling,
-        temperature=0.5,
-    )
+    rules = {
+        "first_rank": first,
+        "last_rank": first + width,
+        "num_negatives": 4,
+        "absolute_margin": absolute,
+        "relative_margin": relative,
+        "sampling": sampling,
+        "temperature": 0.5,
+    }
     allowed = [
         rank
         for rank, score in enumerate(scores, start=1)
@@ -105,12 +110,12 @@ def test_every_negative_obeys_every_rule(scores, positive, first, width, samplin
         and (absolute is None or score <= positive - absolute)
         and (relative is None or score <= positive - relative * abs(positive))
     ]
-    found = choose_negatives(rules, [(f"d{i}", s) for i, s in enumerate(scores)], positive, "q")
-    assert {negative.rank for negative in found} <= set(allowed)
+    found = ranks(positive, scores=scores, **rules)
+    assert set(found) <= set(allowed)
     assert len(found) == min(4, len(allowed))  # fewer only where there are no more
-    assert [negative.rank for negative in found] == sorted({negative.rank for negative in found})
+    assert found == sorted(set(found))
     if sampling == "top":
-        assert [negative.rank for negative in found] == allowed[:4]
+        assert found == allowed[:4]
 
 
 # --- draws -----------------------------------------------------------------------------------------------------------
@@ -118,20 +123,19 @@ def test_every_negative_obeys_every_rule(scores, positive, first, width, samplin
 
 @pytest.mark.parametrize("sampling", ["random", "gumbel"])
 def test_a_draw_depends_on_seed_and_key_alone(sampling):
-    many = [(f"d{place}", 1 - place / 100) for place in range(50)]
+    many = [1 - place / 100 for place in range(50)]
     drawn = {
-        (seed, key): tuple(ranks(key=key, candidates=many, sampling=sampling, seed=seed, temperature=1.0))
+        (seed, key): tuple(ranks(key=key, scores=many, sampling=sampling, seed=seed, temperature=1.0))
         for seed in (0, 1)
         for key in ("q", "r")
     }
     assert len(set(drawn.values())) == 4
-    assert drawn[0, "q"] == tuple(ranks(key="q", candidates=many, sampling=sampling, seed=0, temperature=1.0))
+    assert drawn[0, "q"] == tuple(ranks(key="q", scores=many, sampling=sampling, seed=0, temperature=1.0))
 
 
 def frequencies(sampling, temperature, scores, n=4_000) -> np.ndarray:
-    candidates = [(str(place), score) for place, score in enumerate(scores)]
-    rules = NegativeRules(num_negatives=1, sampling=sampling, temperature=temperature)
-    drawn = [choose_negatives(rules, candidates, None, f"q{i}")[0].rank for i in range(n)]
+    rules = {"num_negatives": 1, "sampling": sampling, "temperature": temperature}
+    drawn = [ranks(key=f"q{i}", scores=scores, **rules)[0] for i in range(n)]
     return np.bincount(drawn, minlength=len(scores) + 1)[1:] / n
 
 
@@ -172,6 +176,26 @@ def test_rules_out_of_range(rules, expected):
     assert str(caught.value) == expected
 
 
+@pytest.mark.parametrize("text", ["1:100", " 3 : 3 "])
+def test_windows_as_they_are_typed(text):
+    assert parse_range(text) == tuple(map(int, text.split(":")))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10", "--range got '10'; wanted the first and the last rank, such as 10:100"),
+        ("-1:4", "--range got '-1:4'; wanted the first and the last rank, such as 10:100"),
+        ("0:10", "--range got '0:10'; ranks begin at 1, as in 1:100"),
+        ("5:2", "--range: the window of ranks 5:2 is empty; wanted first:last, such as 1:100"),
+    ],
+)
+def test_a_window_that_is_none_is_named_as_the_user_typed_it(text, expected):
+    with pytest.raises(InputError) as caught:
+        parse_range(text, "--range")
+    assert str(caught.value) == expected
+
+
 def test_a_margin_needs_a_positive():
     with pytest.raises(InputError, match="query 'q': a margin is measured from the positive's score, and there is"):
         ranks(None, absolute_margin=0.1)
@@ -197,10 +221,16 @@ def corpus(tmp_path_factory):
     return Collection.load(make_collection(tmp_path_factory.mktemp("few") / "c", DOCUMENTS)).corpus
 
 
+def allowed(corpus, rows, qrels) -> PermittedDocuments:
+    digests = text_digests(corpus.texts(range(len(corpus))))
+    return PermittedDocuments(corpus, rows, collect_judgements(rows, qrels), digests)
+
+
 def kept(corpus, rows, qrels, order=None) -> list[str]:
-    permitted = PermittedDocuments(corpus, rows, collect_judgements(rows, qrels))
-    candidates = [(doc_id, 1.0) for doc_id in order or [document["_id"] for document in DOCUMENTS]]
-    return [doc_id for doc_id, _ in permitted.keep(rows[0], candidates)]
+    permitted = allowed(corpus, rows, qrels)
+    ids = order or [document["_id"] for document in DOCUMENTS]
+    mask = permitted.mask(permitted.forbidden(rows[0]), np.array([corpus.row(doc_id) for doc_id in ids]))
+    return [doc_id for doc_id, is_kept in zip(ids, mask.tolist(), strict=True) if is_kept]
 
 
 def test_relevant_documents_and_their_texts_are_forbidden(corpus):
@@ -227,7 +257,7 @@ def test_judgements_of_another_query_with_the_same_text_count(corpus):
 
 def test_what_was_forbidden_is_counted_by_cause(corpus):
     row = TrainingRow(query_id="q", query=QUERY, positive_ids=("good",))
-    permitted = PermittedDocuments(corpus, [row], collect_judgements([row], {"q": {"judged": 2}}))
+    permitted = allowed(corpus, [row], {"q": {"judged": 2}})
     removed = Counter()
     everything = np.arange(len(DOCUMENTS))
     mask = permitted.mask(permitted.forbidden(row), everything)
@@ -235,10 +265,14 @@ def test_what_was_forbidden_is_counted_by_cause(corpus):
     assert removed == {"relevant": 2, "same_text": 4}  # good-copy, judged-copy, echo, bad-copy
 
 
-def test_unknown_documents_are_named(corpus):
-    row = TrainingRow(query_id="q", query=QUERY, positive_ids=("good",))
-    with pytest.raises(InputError, match="no document has the id 'nothing'"):
-        kept(corpus, [row], {}, ["nothing"])
+def test_what_is_judged_not_relevant_by_the_split_the_row_or_for_the_same_text(corpus):
+    row = TrainingRow(
+        query_id="q", query=QUERY, positive_ids=("good",), negative_ids=("bad", "echo"), negative_labels=(0.0, 0.5)
+    )
+    twin = TrainingRow(query_id="twin", query=QUERY, positive_ids=("judged",))
+    permitted = allowed(corpus, [row, twin], {"q": {"zero": 0, "good": 1, "gone": 0}, "twin": {"bad-copy": 0}})
+    found = {corpus.ids[number] for number in permitted.judged_irrelevant(row).tolist()}
+    assert found == {"bad", "zero", "bad-copy"}
 
 
 def test_a_judgement_of_a_document_that_the_corpus_lacks_is_nothing(corpus):
