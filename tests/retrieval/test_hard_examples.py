@@ -348,7 +348,7 @@ def test_a_dry_run_writes_nothing(tiny_model, tiny_collection, tmp_path, monkeyp
         ({"refresh_every": -1}, "refresh_every must be >= 0"),
         ({"refresh_every": 5, "num_negatives": 0}, "mines negatives that no step takes"),
         ({"refresh_range": "20:10"}, "refresh: .*20:10"),
-        ({"refresh_range": "10"}, "refresh: range got '10'; wanted the first and the last rank"),
+        ({"refresh_range": "10"}, "refresh: refresh_range got '10'; wanted the first and the last rank"),
         ({"refresh_sampling": "best"}, "refresh: unknown sampling 'best'"),
         ({"refresh_margin_from": "best"}, "refresh: unknown margin_from 'best'"),
         ({"refresh_relative_margin": 2}, "refresh: relative_margin must be in"),
