@@ -120,7 +120,7 @@ class ProxyBank:
             norms = np.linalg.norm(part, axis=1, keepdims=True)
             self.seen += int(np.count_nonzero(norms))
             self._proxies[start : start + (1 << 16)] = part / np.where(norms > 0, norms, 1)
-            part[:] = 0
+        del self._sums  # made anew at zero when it is next used, so that its memory is free while the epoch is drawn
 
     def proxies(self) -> NDArray[np.float16]:
         """Return the (groups, dim) unit vectors of the last closed epoch; zero for a group that it did not meet."""
