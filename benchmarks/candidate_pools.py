@@ -31,7 +31,7 @@ SOURCES = ("benchmarks/candidate_pools.py", "retrieval/bm25.py", "retrieval/fusi
 def small_medquad(options: Options) -> tuple[Collection, str]:
     """Return MedQuAD with some of its queries, as a folder of its own, and the hash of what is read."""
     source = data.collection("medquad", options)
-    splits = {name: _first(source.qrels(name), count) for name, count in SMALL_MEDQUAD.items()}
+    splits = {name: data.first_queries(source.qrels(name), count) for name, count in SMALL_MEDQUAD.items()}
     return _split(source, splits, options.build / "splits" / "medquad_small")
 
 
@@ -69,11 +69,6 @@ def _made(collection: Collection, queries: Mapping[str, str], folder: Path) -> d
     dense = Searcher.load(folder, encoder=encoder).run(queries, DEPTH)
     lexical = BM25Searcher.build(collection.corpus).run(queries, DEPTH)
     return {"BM25": lexical, "untrained": dense, "pool": fuse([lexical, dense], "rrf")}
-
-
-def _first(qrels: Qrels, count: int) -> Qrels:
-    kept = sorted(qrels, key=lambda query_id: hashlib.sha256(query_id.encode()).hexdigest())[:count]
-    return {query_id: qrels[query_id] for query_id in kept}
 
 
 def _split(source: Collection, splits: dict[str, Qrels], folder: Path) -> tuple[Collection, str]:

@@ -17,7 +17,6 @@ About 45 minutes on two cores with bf16; run it while nothing else runs.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import shutil
 import time
@@ -86,9 +85,8 @@ def prepare(options: Options) -> str:
     """Write the collection with the chosen training queries, and return the hash of what is read."""
     source = data.collection(DATA, options)
     settings = TINY if options.tiny else SETTINGS
-    qrels = source.qrels("train")
-    chosen = sorted(qrels, key=lambda query_id: hashlib.sha256(query_id.encode()).hexdigest())[: settings["queries"]]
-    return data.data_hash(source, data.split_folder(source, {"train": {q: qrels[q] for q in chosen}}, _folder(options)))
+    chosen = data.first_queries(source.qrels("train"), settings["queries"])
+    return data.data_hash(source, data.split_folder(source, {"train": chosen}, _folder(options)))
 
 
 def plan(options: Options, results: Results) -> Plan:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from indexes.storage import writing
 from retrieval.auditing import Audit, BandAudit
 from retrieval.errors import require
 from retrieval.false_negatives import MixtureShare, Share
+from retrieval.pictures import publish_png
 
 NOTHING = "–"
 SCORED_BY = {
@@ -97,11 +96,7 @@ def draw(audit: Audit, path: Path) -> None:
     axes.grid(visible=True, axis="y", alpha=0.3)
     if shown:
         figure.legend(loc="outside right upper")
-    buffer = io.BytesIO()
-    # Without a date and the version in it, the same audit is the same bytes.
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    with writing(path) as file:
-        file.write(buffer.getvalue())
+    publish_png(figure, path)
 
 
 def _share(share: Share | None) -> str:

@@ -107,7 +107,9 @@ class ProxyOrder:
 
     def batches(self, epoch: int) -> list[Numbers]:
         """Return the row numbers of each batch, batches in random order but for a short last one."""
-        return shuffled(self.drawn(epoch), np.random.default_rng([self.seed, _ALIKE, epoch, 1]), keep=epoch == 0)
+        if epoch == 0:
+            return self.drawn(0)
+        return shuffled(self.drawn(epoch), np.random.default_rng([self.seed, _ALIKE, epoch, 1]))
 
     def drawn(self, epoch: int) -> list[Numbers]:
         """Return the batches in the order in which they are drawn; those of the last epoch asked for are kept."""
@@ -147,10 +149,8 @@ def all_alike(proxies: NDArray[np.floating]) -> bool:
     return bool(len(some) > 1 and (not some.any() or float(total @ total) / len(some) ** 2 > _ALL_ALIKE))
 
 
-def shuffled(batches: list[Numbers], random: np.random.Generator, *, keep: bool = False) -> list[Numbers]:
-    """Return the batches in random order, or as they are; a last one that is shorter stays the last."""
-    if keep:
-        return batches
+def shuffled(batches: list[Numbers], random: np.random.Generator) -> list[Numbers]:
+    """Return the batches in random order; a last one that is shorter stays the last."""
     full = sum(len(batch) == len(batches[0]) for batch in batches)
     return [batches[i] for i in random.permutation(full)] + batches[full:]
 

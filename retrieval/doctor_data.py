@@ -20,6 +20,7 @@ from retrieval.inspect_data import normalised
 from retrieval.near_duplicates import jaccard, shingles
 from retrieval.rows import TrainingRow
 from retrieval.splits import NEAR
+from retrieval.steps import steps_per_epoch
 from retrieval.train_config import TrainConfig
 from retrieval.training_data import TrainingData
 
@@ -218,7 +219,7 @@ def _batches(exam: Examination, config: TrainConfig, batcher: Batcher, commands:
         exam.remark("few_negatives", told, commands.train("--per-device-train-batch-size", "32"))
     if masked >= limits.masked and not batcher.rule.teacher:
         exam.remark("masked", f"{masked:.0%} of a batch's cells are masked", commands.train("--num-positives", "1"))
-    steps = _steps(config, len(batcher.rows))
+    steps = config.total_steps(steps_per_epoch(batcher, config.gradient_accumulation_steps))
     exam.figures["steps"] = steps
     if steps < limits.few_steps:
         exam.remark("few_steps", f"{steps} steps", commands.train("--num-train-epochs", "3"))
@@ -235,13 +236,6 @@ def compared(batcher: Batcher) -> tuple[float, float]:
         negatives += others.tolist()
         masked.append(1 - float(where.mean()))
     return float(np.mean(negatives)), float(np.mean(masked))
-
-
-def _steps(config: TrainConfig, rows: int) -> int:
-    if config.max_steps > 0:
-        return config.max_steps
-    batches = -(-rows // config.per_device_train_batch_size)
-    return max(1, round(config.num_train_epochs * -(-batches // config.gradient_accumulation_steps)))
 
 
 def spread(values: Sequence[T], count: int) -> list[T]:

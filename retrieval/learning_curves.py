@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from indexes.storage import writing
 from retrieval.bench_config import MEASURE
 from retrieval.errors import require
+from retrieval.pictures import publish_png
 
 _DASHES = ("-", "--", "-.", ":")  # with ten colours: forty curves that can be told apart
 _COLOURS = 10
@@ -47,8 +46,4 @@ def draw(curves: Mapping[str, Sequence[tuple[int, float]]], path: Path, *, title
     axes.grid(visible=True, alpha=0.3)
     if curves:
         figure.legend(loc="outside right upper")
-    buffer = io.BytesIO()
-    # Without a date and the version in it, the same curves are the same bytes.
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    with writing(path) as file:
-        file.write(buffer.getvalue())
+    publish_png(figure, path)

@@ -78,6 +78,10 @@ class LoopConfig:
         if self.max_steps == -1 and not self.num_train_epochs > 0:
             raise InputError(f"num_train_epochs must be > 0, got {self.num_train_epochs}")
 
+    def total_steps(self, in_epoch: int) -> int:
+        """Return the optimizer steps of the run, of an epoch of which so many are."""
+        return self.max_steps if self.max_steps > 0 else max(1, math.ceil(self.num_train_epochs * in_epoch))
+
     @property
     def reads(self) -> tuple[str, ...]:
         """Files and folders that a run reads, none of which may be deleted with an old run."""

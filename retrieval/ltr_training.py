@@ -26,6 +26,7 @@ from retrieval.ltr_data import LtrData, load_ltr_data
 from retrieval.run_folder import RunFolder
 from retrieval.svmlight import FeatureLists, read_svmlight
 from retrieval.training_loop import planned_steps, run_training
+from retrieval.training_task import NothingBetweenSteps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,7 +124,7 @@ def _measured(lists: FeatureLists, scores: Sequence[NDArray[np.float32]]) -> dic
     return means(measure_lists(lists, scores, MEASURES))
 
 
-class FeatureTask:
+class FeatureTask(NothingBetweenSteps):
     """A network and the lists that it is trained and validated on.
 
     Attributes:
@@ -244,21 +245,6 @@ class FeatureTask:
         """Return how many lists of a step have documents of one grade only."""
         same = sum(bool((self.labels[place] == self.labels[place][0]).all()) for place in step)
         return {"lists_of_one_grade": same} if same else {}
-
-    def observed(self, loss: float) -> dict[str, float]:
-        """Return nothing beside the loss."""
-        return {}
-
-    def news(self) -> dict[str, float]:
-        """Find nothing between the steps."""
-        return {}
-
-    def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """Return nothing: a step depends on model, loss and optimizer alone."""
-        return {}
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Have nothing to go on from."""
 
     # --- the model ------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from rankers.losses import LossSum, RankingLoss
 from retrieval.candidate_lists import ListBatcher, Pool
@@ -36,6 +35,7 @@ from retrieval.reranking import Reranker, rerank
 from retrieval.steps import one_ahead
 from retrieval.training_data import TrainingData, load_training_data
 from retrieval.training_loop import TrainResult, planned_steps, run_training
+from retrieval.training_task import NothingBetweenSteps
 from retrieval.trec import Run, read_run
 
 MEASURE = "nDCG@10"
@@ -99,7 +99,7 @@ def _begun(config: RerankerConfig, loss: RankingLoss | LossSum) -> tuple[Reranke
     return task, task.fingerprints()
 
 
-class RerankerTask:
+class RerankerTask(NothingBetweenSteps):
     """A reranker and the data that it is trained and validated on.
 
     Attributes:
@@ -230,21 +230,6 @@ class RerankerTask:
         sizes = [len(one.made.documents) for one in step]
         filled = sum(one.made.filled for one in step)
         return Counter(documents=sum(sizes), filled=filled, alone=sizes.count(1))
-
-    def observed(self, loss: float) -> dict[str, float]:
-        """Return nothing beside the loss."""
-        return {}
-
-    def news(self) -> dict[str, float]:
-        """Find nothing between the steps."""
-        return {}
-
-    def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """Return nothing: a step depends on model, loss and optimizer alone."""
-        return {}
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Have nothing to go on from."""
 
     # --- the model ------------------------------------------------------------------------------------------------
 

@@ -127,7 +127,9 @@ class DualEncoderTask:
         if self.batcher.dropped:
             logger.info("%d training rows have no positive of the loss's grade and are left out", self.batcher.dropped)
         self.steps_per_epoch = steps_per_epoch(self.batcher, config.gradient_accumulation_steps)
-        self.hard = HardExamples(config, self.encoder, self.batcher, epochs=self._epochs())
+        epochs = math.ceil(config.total_steps(self.steps_per_epoch) / self.steps_per_epoch)
+        self.hard = HardExamples(config, self.encoder, self.batcher, epochs=epochs)
+        self.model = self._trained()
         self.log = StepLog(self.encoder.dim)
         self._signs = 0  # of collapse, in a row
         self.objective = Objective(
@@ -142,9 +144,8 @@ class DualEncoderTask:
         self.measure = f"pool_{MEASURE}" if self.data.dev_queries else None
         self.dev: DevSet | None = None
 
-    @property
-    def model(self) -> torch.nn.Module:
-        """What the optimizer moves: the encoder, and the branch of the global proxies where there is one."""
+    def _trained(self) -> torch.nn.Module:
+        """Return what the optimizer moves: the encoder, and the branch of the global proxies where there is one."""
         import torch
 
         branch = self.hard.branch
@@ -153,10 +154,6 @@ class DualEncoderTask:
             if branch is None
             else torch.nn.ModuleDict({"encoder": self.encoder.model, "proxies": branch})
         )
-
-    def _epochs(self) -> int:
-        steps = self.config.max_steps
-        return math.ceil(steps / self.steps_per_epoch if steps > 0 else self.config.num_train_epochs)
 
     def _watching(self, batch: Batch) -> Watch:
         return Watches([self.log.watch(batch), *self.hard.watches(batch)])

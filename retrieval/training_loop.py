@@ -69,8 +69,7 @@ class TrainingLoop:
 
     def __init__(self, config: LoopConfig, task: Task, folder: RunFolder) -> None:
         self.config, self.task, self.folder = config, task, folder
-        epochs = math.ceil(config.num_train_epochs * task.steps_per_epoch)
-        self.total_steps = config.max_steps if config.max_steps > 0 else max(1, epochs)
+        self.total_steps = config.total_steps(task.steps_per_epoch)
         self.optimizer = make_optimizer(task.model, task.loss, config)
         self.progress = Progress()
 

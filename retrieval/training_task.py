@@ -111,3 +111,22 @@ class Task(Protocol):
     def publish(self, folder: Path, scores: Mapping[str, float]) -> None:
         """Publish the model as `folder`, which does not exist."""
         ...
+
+
+class NothingBetweenSteps:
+    """The part of a task that looks at no step, does nothing between two, and keeps nothing of them."""
+
+    def observed(self, loss: float) -> dict[str, float]:
+        """Return nothing beside the loss."""
+        return {}
+
+    def news(self) -> dict[str, float]:
+        """Find nothing between the steps."""
+        return {}
+
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """Return nothing: a step depends on model, loss and optimizer alone."""
+        return {}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Have nothing to go on from."""
