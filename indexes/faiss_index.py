@@ -32,7 +32,7 @@ KIND = "index"  # of a folder whose manifest has our settings under "index"
 _BLAS_THRESHOLD = 1536
 
 _MARGIN = 32  # fetched beyond k, so that ties at k are seen; more is fetched only where these all tie
-_LARGEST_ANSWER = 1 << 25  # results asked of faiss at once while ties are resolved (12 bytes each)
+_LARGEST_ANSWER = 1 << 23  # results asked of faiss at once while ties are resolved (48 bytes each, with our sorting)
 _ADD_BLOCK = 1 << 16  # vectors per call of faiss, so that Ctrl-C is heard
 _HEADER = struct.Struct("<4siqqqBi")  # of every kind: type, dim, ntotal, two dummies, is_trained, metric
 _METRICS = {"ip": 0, "l2": 1}  # faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2

@@ -8,6 +8,8 @@
         corpora/7d20…/        the texts of one corpus file by their hashes, so that an unchanged one is not read again
         neighbors/…           answers of searches: `retrieval.stored_neighbors`
 
+Scores of a reranker are kept likewise, as vectors of one component: `retrieval.stored_scores`.
+
 Ids do not matter, nor does the order: of a corpus that has changed only the new texts are encoded, whichever collection
 they come from. Every shard says in its manifest whose vectors it holds, so that stores of several machines become one
 by copying their folders into one another; where two shards hold a text, the first by name is used. Deleting a folder
@@ -138,7 +140,7 @@ class EmbeddingStore:
             ValueError: a vector is not finite; its text's id is named.
         """
         key = vector_key(fingerprint or encoder.fingerprint(), side)
-        folder = self.folder / _name(json.dumps(key, sort_keys=True).encode())
+        folder = self._folder_of(key)
         digests = _digests_of(len(ids), texts) if digests is None else digests
         if not len(digests):
             return StoredVectors(encoder.dim, key, digests, 0, [], np.empty((0, 2), dtype=np.int64))
@@ -180,6 +182,36 @@ class EmbeddingStore:
             with publishing(folder, manifest, overwrite=True) as temporary:
                 _write_array(temporary / "digests.npy", digests)
         return digests
+
+    def look_up(self, key: dict[str, Any], digests: NDArray[np.uint8]) -> tuple[Vectors, NDArray[np.bool_]]:
+        """Return what `keep` kept under a key: (digests, dim) vectors, and which of them are there.
+
+        Raises:
+            StorageError: a shard is damaged.
+        """
+        shards = self._shards(self._folder_of(key), key)
+        places, _ = _look_up(shards, digests)
+        held: NDArray[np.bool_] = places[:, 1] >= 0
+        found = np.zeros((len(digests), key["dim"]), dtype=np.float32)
+        vectors = StoredVectors(key["dim"], key, digests, 0, [vectors for _, vectors in shards.values()], places)
+        found[held] = vectors.rows(np.flatnonzero(held))
+        return found, held
+
+    def keep(self, key: dict[str, Any], digests: NDArray[np.uint8], vectors: Vectors, source: str) -> None:
+        """Keep (digests, dim) vectors that were not made by `embed`; those that cannot be written are not kept.
+
+        Args:
+            key: all that decides them, as JSON values, with their number of components as "dim".
+            digests: (digests, 32) uint8, what each is known by.
+            vectors: float32.
+            source: of what made them, for people who look into the store.
+        """
+        folder = self._folder_of(key)
+        with keeping(folder, "scores"):
+            _publish(folder, key, digests, vectors, source)
+
+    def _folder_of(self, key: dict[str, Any]) -> Path:
+        return self.folder / _name(json.dumps(key, sort_keys=True).encode())
 
     def _shards(self, folder: Path, key: dict[str, Any]) -> Shards:
         """Return all shards of a folder by name; those that are new since the last call are opened and checked."""

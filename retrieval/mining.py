@@ -9,7 +9,6 @@ else that of the dense index, else that of BM25, on which no margin can be set.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -22,18 +21,18 @@ from numpy.typing import NDArray
 
 from retrieval.batches import collect_judgements
 from retrieval.bm25 import BM25Searcher
-from retrieval.embedding_store import EmbeddingStore
+from retrieval.embedding_store import EmbeddingStore, text_digests
 from retrieval.errors import InputError, did_you_mean
 from retrieval.negative_candidates import BM25Source, Candidates, DenseSource, Source, permitted_candidates
 from retrieval.negatives import NegativeRules, PermittedDocuments, choose_places
-from retrieval.reranking import Reranker, rerank
+from retrieval.reranking import Reranker
 from retrieval.rows import TrainingRow, rows_from_qrels
+from retrieval.stored_scores import stored_scores
 
 if TYPE_CHECKING:
     from retrieval.collection import Collection
     from retrieval.corpus import Corpus
     from retrieval.encoder import Encoder
-    from retrieval.scored_blocks import ScoredBlocks
     from retrieval.trec import Qrels, Run
 
 log = logging.getLogger(__name__)
@@ -77,7 +76,6 @@ def mine(
     rules: NegativeRules | None = None,
     reranker: Reranker | None = None,
     store: EmbeddingStore | None = None,
-    blocks: ScoredBlocks | None = None,
     further_qrels: Sequence[Qrels] = (),
 ) -> Mined:
     """Choose hard negatives for every training row.
@@ -92,8 +90,7 @@ def mine(
         rules: which candidates become negatives; None: the best 100, a relative margin of 0.05 unless BM25 alone
             scores, the first 7.
         reranker: scores positives and the candidates in the window again; its scores decide and are written.
-        store: where embeddings are kept; None: in the user's cache.
-        blocks: finished work of the reranker, to go on from after an interruption.
+        store: where embeddings, searches and the reranker's scores are kept; None: in the user's cache.
         further_qrels: judgements of the same queries beside the split's. They make no positives, but what they call
             relevant is no negative; where judgements differ, the higher grade counts.
 
@@ -116,7 +113,7 @@ def mine(
     found = permitted_candidates(sources, len(corpus), allowed, forbidden, rules.last_rank, removed)
     found = [one.take(np.flatnonzero(one.ranks >= rules.first_rank)) for one in found]
     if reranker is not None:
-        found = _rescored(found, rows, reranker, corpus, blocks)
+        found = _rescored(found, rows, reranker, corpus, store)
     mined = [_mined(row, one, rules, allowed, removed) for row, one in zip(rows, found, strict=True)]
     lengths = np.array([len(row.negative_ids) for row in mined])
     result = Mined(
@@ -219,57 +216,61 @@ def _rescored(
     rows: Sequence[TrainingRow],
     reranker: Reranker,
     corpus: Corpus,
-    blocks: ScoredBlocks | None,
+    store: EmbeddingStore,
 ) -> list[Candidates]:
-    """Return the candidates with the reranker's scores, best first, and the ranks that they had."""
-    positives = [_positive_keys(row, corpus) for row in rows]
-    run: Run = {}
-    for number, (one, keys) in enumerate(zip(found, positives, strict=True)):
-        # Falling numbers for scores: where the reranker ties, the old order decides.
-        names = [*keys, *map(str, one.documents.tolist())]
-        run[str(number)] = {name: -float(place) for place, name in enumerate(names)}
-    queries = {str(number): row.query for number, row in enumerate(rows)}
-    longest = max(map(len, run.values()))
-    reranked = rerank(run, _ByRow(reranker, corpus, rows), queries, k=longest, blocks=blocks)
+    """Return the candidates with the reranker's scores, best first, ties in the old order, and their old ranks."""
+    lists = _Lists(reranker, corpus)
+    names = [lists.add(row, one.documents.tolist()) for row, one in zip(rows, found, strict=True)]
+    known = store.corpus_digests(corpus)
+    digests = {
+        name: np.concatenate([text_digests(lists.positives(name)), known[one.documents]])
+        for name, one in zip(names, found, strict=True)
+    }
+    reads_lists = getattr(reranker, "reads_lists", True)
+    scores = stored_scores(store, lists, lists.queries, lists.run, digests, reads_lists=reads_lists)
     rescored = []
-    for one, keys, scores in zip(found, positives, reranked.values(), strict=True):
-        own = np.array([scores[key] for key in keys], dtype=np.float32)
-        place_of = {str(document): place for place, document in enumerate(one.documents.tolist())}
-        names = [name for name in scores if name in place_of]
-        new = np.array([scores[name] for name in names], dtype=np.float32)
-        best_first = one.take([place_of[name] for name in names])
-        rescored.append(replace(best_first, scores=new, positive_scores=own))
+    for name, one in zip(names, found, strict=True):
+        own, new = np.split(scores[name], [len(scores[name]) - len(one.documents)])
+        order = np.argsort(-new, kind="stable")
+        rescored.append(replace(one.take(order), scores=new[order], positive_scores=own))
     return rescored
 
 
-def _positive_keys(row: TrainingRow, corpus: Corpus) -> list[str]:
-    """Name a row's positives within a run: a row of the corpus, or the place of a text that the row brought."""
-    if row.positives:
-        return [f"text {place}" for place in range(len(row.positives))]
-    return [str(corpus.row(doc_id)) for doc_id in row.positive_ids]
+class _Lists:
+    """The positives and candidates of training rows as a run, and a reranker of texts as one of this run."""
 
+    def __init__(self, reranker: Reranker, corpus: Corpus) -> None:
+        self.reranker, self.corpus = reranker, corpus
+        self.queries: dict[str, str] = {}
+        self.run: Run = {}
+        self._lists: dict[str, tuple[list[str], Sequence[int]]] = {}  # texts of positives, rows of candidates
 
-class _ByRow:
-    """A reranker of texts as a reranker of a run whose queries are numbers of training rows."""
+    def add(self, row: TrainingRow, candidates: Sequence[int]) -> str:
+        """Add a row's positives and then its candidates, and return the name of the list."""
+        name = f"{row.query_id} (row {len(self.run) + 1})"
+        ids = [*(row.positive_ids or row.positives), *(self.corpus.ids[document] for document in candidates)]
+        self.run[name] = {f"{place}. {doc_id[:80]}": -float(place) for place, doc_id in enumerate(ids)}
+        self.queries[name] = row.query
+        self._lists[name] = row.positive_texts(self.corpus), candidates
+        return name
 
-    def __init__(self, reranker: Reranker, corpus: Corpus, rows: Sequence[TrainingRow]) -> None:
-        self.reranker, self.corpus, self.rows = reranker, corpus, rows
+    def positives(self, name: str) -> list[str]:
+        """Return the texts of a list's positives."""
+        return self._lists[name][0]
 
     def score_run(self, queries: Mapping[str, str], candidates: Run) -> list[NDArray[np.float32]]:
-        """Return the scores of every row's documents."""
-        texts = [[self._text(int(number), name) for name in found] for number, found in candidates.items()]
-        return self.reranker.score([queries[number] for number in candidates], texts)
+        """Return the scores of some documents of some lists."""
+        texts = [[self._text(name, document) for document in found] for name, found in candidates.items()]
+        return self.reranker.score([queries[name] for name in candidates], texts)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what decides the scores: reranker and texts."""
-        given = hashlib.sha256(repr([row.positives for row in self.rows]).encode("utf-8", "surrogatepass"))
-        texts = {"corpus_sha256": self.corpus.sha256, "texts_sha256": given.hexdigest()}
-        return {"reranker": self.reranker.fingerprint(), **texts}
+        """Return what decides the scores beside the texts."""
+        return self.reranker.fingerprint()
 
-    def _text(self, number: int, name: str) -> str:
-        if name.startswith("text "):
-            return self.rows[number].positives[int(name.removeprefix("text "))]
-        return self.corpus.text(int(name))
+    def _text(self, name: str, document: str) -> str:
+        place = int(document.partition(".")[0])
+        positives, candidates = self._lists[name]
+        return positives[place] if place < len(positives) else self.corpus.text(candidates[place - len(positives)])
 
 
 def _report(mined: Mined, rules: NegativeRules) -> None:

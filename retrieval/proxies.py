@@ -17,6 +17,7 @@ of its places, groups of a text collection.
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from rankers.engine import RowTargets
 
 _IN_MEMORY = 1 << 24  # numbers of a bank up to which it is held in memory; above, in files
+_PART = 1 << 16  # groups whose proxies are made at once; as bytes, whole pages of memory
 
 
 class ProxyBranch(nn.Module):
@@ -102,6 +104,7 @@ class ProxyBank:
 
     @cached_property
     def _sums(self) -> NDArray[np.float32]:
+        _leave_memory(self._proxies)  # nobody reads them while an epoch is added up, but for a checkpoint
         return _zeros((self.groups, self.dim), np.float32, self._folder)
 
     @cached_property
@@ -115,11 +118,12 @@ class ProxyBank:
     def close_epoch(self) -> None:
         """Make proxies of the sums, and begin again at zero: epochs are never mixed."""
         self.seen = 0
-        for start in range(0, self.groups, 1 << 16):
-            part = self._sums[start : start + (1 << 16)]
+        for start in range(0, self.groups, _PART):
+            part = self._sums[start : start + _PART]
             norms = np.linalg.norm(part, axis=1, keepdims=True)
             self.seen += int(np.count_nonzero(norms))
-            self._proxies[start : start + (1 << 16)] = part / np.where(norms > 0, norms, 1)
+            self._proxies[start : start + _PART] = part / np.where(norms > 0, norms, 1)
+            _leave_memory(self._sums, start)
         del self._sums  # made anew at zero when it is next used, so that its memory is free while the epoch is drawn
 
     def proxies(self) -> NDArray[np.float16]:
@@ -163,3 +167,12 @@ def _zeros(shape: tuple[int, int], dtype: type[np.floating], folder: Path | None
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+
+
+def _leave_memory(array: NDArray[Any], start: int | None = None) -> None:
+    """Let a mapped array, or `_PART` rows of it, lie in its file alone until it is read again."""
+    pages = array.base
+    if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        first, last = (0, len(array)) if start is None else (start, min(start + _PART, len(array)))
+        row = array.strides[0]
+        pages.madvise(mmap.MADV_DONTNEED, first * row, (last - first) * row)

@@ -31,7 +31,10 @@ PAIRS_PER_BLOCK = 2_048  # scored together, so that texts of like length meet; a
 
 @runtime_checkable
 class Reranker(Protocol):
-    """Scores the candidates of queries by their texts; larger is better."""
+    """Scores the candidates of queries by their texts; larger is better.
+
+    One that scores each pair on its own may say so by `reads_lists = False`: then `mine` keeps its scores by pair.
+    """
 
     def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[NDArray[np.float32]]:
         """Return the scores of every query's candidates.
@@ -176,17 +179,28 @@ def rerank(
     old = {query_id: ranked(found) for query_id, found in _known(run, queries, corpus, on_error).items()}
     candidates = {query_id: dict(found[:k]) for query_id, found in old.items()}
     scored = blocks.begin(reranker.fingerprint(), queries, candidates) if blocks else {}
-    todo = [query_id for query_id, found in candidates.items() if found and query_id not in scored]
-    with progress(total=len(todo), unit="lists", label="reranking") as bar:
-        for query_ids in _blocks(todo, candidates):
-            block = {query_id: candidates[query_id] for query_id in query_ids}
-            found = dict(zip(block, _checked_scores(reranker, queries, block), strict=True))
-            if blocks:
-                blocks.write(found)
-            scored |= found
-            bar.update(len(block))
+    todo = {query_id: found for query_id, found in candidates.items() if found and query_id not in scored}
+    for part in score_in_blocks(reranker, queries, todo):
+        if blocks:
+            blocks.write(part)
+        scored |= part
     empty = np.zeros(0, dtype=np.float32)
     return {query_id: merged(found, scored.get(query_id, empty), query_id) for query_id, found in old.items()}
+
+
+def score_in_blocks(
+    reranker: RunReranker, queries: Mapping[str, str], candidates: Run
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Yield the scores of some queries' candidates at a time, until all are scored.
+
+    Raises:
+        InputError: a score that is not finite, or another number of scores than of candidates.
+    """
+    with progress(total=len(candidates), unit="lists", label="reranking") as bar:
+        for query_ids in _blocks(list(candidates), candidates):
+            block = {query_id: candidates[query_id] for query_id in query_ids}
+            yield dict(zip(block, _checked_scores(reranker, queries, block), strict=True))
+            bar.update(len(block))
 
 
 def merged(

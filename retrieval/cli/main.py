@@ -43,7 +43,8 @@ VERBS: dict[str, str] = {
     "selftest": "prove that large-batch training gives the plain gradient, on your model, data and loss",
     "bench-losses": "find out which loss helps on your data",
 }
-RESUMABLE = ("train", "train-reranker", "train-ltr", "encode", "rerank", "mine", "bench-losses")
+RESUMABLE = ("train", "train-reranker", "train-ltr", "encode", "rerank", "bench-losses")  # with --resume
+GOING_ON = ("mine",)  # by themselves: what is finished lies in a store
 
 OK, FAILED, USAGE = 0, 1, 2
 
@@ -185,6 +186,8 @@ def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
 def _interrupted(arguments: Sequence[str], number: signal.Signals) -> int:
     resumable = arguments[:1] and arguments[0] in RESUMABLE and "--resume" not in arguments
     how = "--resume instead of --overwrite" if "--overwrite" in arguments else "the same command and --resume"
+    if arguments[:1] and arguments[0] in GOING_ON:
+        resumable, how = True, "the same command"
     hint = f"; go on with {how}" if resumable else ""
     print(f"\nstopped by {number.name}; every file written is whole{hint}", file=sys.stderr)
     return 128 + int(number)

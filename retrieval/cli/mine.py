@@ -4,8 +4,8 @@ Never chosen: a document that is judged relevant in the training split (or in --
 with the same text as such a document, the query, or a candidate before it. Documents judged not relevant pass every
 margin. Ranks count what is left, from 1. A query that finds fewer than asked keeps what it has, and is counted.
 
-Embeddings are kept (--store), so that another mining with other settings takes seconds, and an interrupted one goes on.
-With --reranker, --resume goes on with the lists that it has scored.
+Embeddings, searches and a reranker's scores are kept (--store), so that another mining with other settings takes
+seconds, and after Ctrl-C the same command goes on.
 """
 
 from __future__ import annotations
@@ -90,8 +90,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help=f"of gumbel: p ~ exp(s / T) (default {DEFAULT_RULES.temperature})",
     )
-    parser.add_argument("--store", metavar="DIR", help="where embeddings are kept (default: in the user's cache)")
-    add_flags(parser, "seed", "overwrite", "resume")
+    parser.add_argument(
+        "--store", metavar="DIR", help="where embeddings and scores are kept (default: in the user's cache)"
+    )
+    add_flags(parser, "seed", "overwrite")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,38 +105,30 @@ def run(args: argparse.Namespace) -> int:
     check_mining(candidates, rules, has_encoder=args.model is not None, has_reranker=args.reranker is not None)
     if args.model is not None and "dense" not in candidates:
         raise InputError("--model has no meaning without dense candidates; BM25 needs none")
-    if args.resume and args.overwrite:
-        raise InputError("--resume and --overwrite exclude each other")
-    check_file_target(args.out, overwrite=args.overwrite or args.resume)
+    check_file_target(args.out, overwrite=args.overwrite)
     from retrieval.cli.evaluate import load_qrels
     from retrieval.collection import Collection
     from retrieval.embedding_store import EmbeddingStore
     from retrieval.mining import mine, row_lines
-    from retrieval.scored_blocks import blocks_folder, open_blocks
     from retrieval.textfiles import publish_lines
 
     out, store = Path(args.out), EmbeddingStore(args.store)
     further_qrels = [load_qrels(source)[0] for source in args.qrels or ()]
-    if args.resume and out.exists() and not blocks_folder(out).exists():
-        logger.warning("%s is complete; nothing to do (whether it has these settings was not looked at)", out)
-        return 0
-    with open_blocks(out, resume=args.resume) as blocks:
-        collection = Collection.load(args.data)
-        if args.split is not None or args.rows is None:  # beside rows the default split may be missing
-            collection.qrels_path(args.split or DEFAULT_SPLIT)
-        mined = mine(
-            collection,
-            encoder_of(args) if "dense" in candidates else None,
-            split=args.split or DEFAULT_SPLIT,
-            rows=_rows(args, collection),
-            candidates=candidates,
-            rules=rules,
-            reranker=_reranker(args),
-            store=store,
-            blocks=blocks,
-            further_qrels=further_qrels,
-        )
-        publish_lines(out, row_lines(mined.rows))
+    collection = Collection.load(args.data)
+    if args.split is not None or args.rows is None:  # beside rows the default split may be missing
+        collection.qrels_path(args.split or DEFAULT_SPLIT)
+    mined = mine(
+        collection,
+        encoder_of(args) if "dense" in candidates else None,
+        split=args.split or DEFAULT_SPLIT,
+        rows=_rows(args, collection),
+        candidates=candidates,
+        rules=rules,
+        reranker=_reranker(args),
+        store=store,
+        further_qrels=further_qrels,
+    )
+    publish_lines(out, row_lines(mined.rows))
     logger.info("%s: %d rows", out, len(mined.rows))
     return 0
 

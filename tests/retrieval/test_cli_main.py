@@ -149,6 +149,13 @@ def test_how_to_go_on_is_said_where_one_can(monkeypatch, capsys, flags, hint):
     assert capsys.readouterr().err == f"\nstopped by SIGINT; every file written is whole{hint}\n"
 
 
+def test_what_goes_on_by_itself_says_so(monkeypatch, capsys):
+    verb(monkeypatch, raising(KeyboardInterrupt()))
+    assert main(["mine", "--overwrite"]) == 130
+    hint = "go on with the same command"
+    assert capsys.readouterr().err == f"\nstopped by SIGINT; every file written is whole; {hint}\n"
+
+
 def test_sigterm_is_an_exception_in_a_verb_and_nowhere_else(monkeypatch, capsys):
     cleaned = []
 

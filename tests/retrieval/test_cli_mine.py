@@ -119,21 +119,24 @@ def test_a_real_model_from_encoding_to_training(cli, tiny_model, tiny_collection
     assert main([*words.split(), "--out", "run", "--per-device-train-batch-size", "4"]) == 0
 
 
-def test_an_interrupted_reranker_goes_on(cli, stub, tmp_path, monkeypatch):
+def test_an_interrupted_reranker_goes_on_and_other_margins_score_nothing(cli, stub, tmp_path, monkeypatch):
     monkeypatch.setattr("retrieval.reranking.PAIRS_PER_BLOCK", 1)
     _, reranker = stub
     reranker.fail_at = "where is the heron found"
     status, _, err = cli("--model", "m", "--reranker", "r")
     assert (status, (tmp_path / "rows.jsonl").exists()) == (130, False)
-    assert "go on with the same command and --resume" in err
+    assert "every file written is whole; go on with the same command\n" in err
     n_seen, reranker.fail_at = len(reranker.seen), None
-    assert cli("--model", "m", "--reranker", "r", "--resume")[0] == 0
+    assert cli("--model", "m", "--reranker", "r")[0] == 0
     resumed = (tmp_path / "rows.jsonl").read_bytes()
     assert len(reranker.seen) == 36
     assert n_seen > 0
-    assert cli("--model", "m", "--reranker", "r", "--overwrite")[0] == 0
+    assert cli("--model", "m", "--reranker", "r", "--relative-margin", "none", "--overwrite")[0] == 0
+    assert len(reranker.seen) == 36
+    assert (tmp_path / "rows.jsonl").read_bytes() != resumed
+    assert cli("--model", "m", "--reranker", "r", "--store", "new", "--overwrite")[0] == 0
+    assert len(reranker.seen) == 72
     assert (tmp_path / "rows.jsonl").read_bytes() == resumed
-    assert "is complete; nothing to do" in cli("--model", "m", "--reranker", "r", "--resume")[2]
 
 
 def test_settings_of_a_config_file(cli, stub, tmp_path):
@@ -169,7 +172,6 @@ def test_settings_of_a_config_file(cli, stub, tmp_path):
         (("--model", "m", "--split", "trian"), "no split 'trian'; did you mean 'train'?"),
         (("--model", "m", "--rows", "none.jsonl"), "none.jsonl"),
         (("--model", "m", "--num-negatives", "0"), "num_negatives must be at least 1, got 0"),
-        (("--model", "m", "--resume", "--overwrite"), "--resume and --overwrite exclude each other"),
         (("--model", "m", "--out", "store", "--overwrite"), "is a folder; wanted the name of a file"),
         (("--model", "m", "--negatives", "3"), "unknown flag '--negatives'; did you mean '--num-negatives'?"),
     ],

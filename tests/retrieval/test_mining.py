@@ -18,7 +18,6 @@ from retrieval.errors import InputError
 from retrieval.mining import mine, row_lines
 from retrieval.negatives import NegativeRules
 from retrieval.rows import TrainingRow, read_rows
-from retrieval.scored_blocks import open_blocks
 
 ALL = NegativeRules(num_negatives=100)
 
@@ -179,15 +178,24 @@ def test_the_rerankers_order_is_that_of_the_row_and_ties_keep_the_old_one(fruit,
 def test_an_interrupted_reranker_goes_on(collection, store, tmp_path, monkeypatch):
     monkeypatch.setattr("retrieval.reranking.PAIRS_PER_BLOCK", 1)
     rows = [TrainingRow(query_id=q, query=f"1 0 {q}", positives=(f"0.3 0 {q} says so",)) for q in ("x", "y")]
-    settings = {"rows": rows, "rules": ALL, "store": store}
-    out = tmp_path / "rows.jsonl"
-    with pytest.raises(KeyboardInterrupt), open_blocks(out, resume=False) as blocks:
-        mine(collection, SpokenVectors(), reranker=StubReranker(fail_at="1 0 y"), blocks=blocks, **settings)
+    settings = {"rows": rows, "rules": ALL}
+    with pytest.raises(KeyboardInterrupt):
+        mine(collection, SpokenVectors(), reranker=StubReranker(fail_at="1 0 y"), store=store, **settings)
     second = StubReranker()
-    with open_blocks(out, resume=True) as blocks:
-        found = mine(collection, SpokenVectors(), reranker=second, blocks=blocks, **settings)
+    found = mine(collection, SpokenVectors(), reranker=second, store=store, **settings)
     assert second.seen == ["1 0 y"]
-    assert found == mine(collection, SpokenVectors(), reranker=StubReranker(), **settings)
+    new = EmbeddingStore(tmp_path / "new")
+    assert found == mine(collection, SpokenVectors(), reranker=StubReranker(), store=new, **settings)
+
+
+def test_a_document_may_be_called_like_a_place_in_a_list(tmp_path, store):
+    text = "0.5 0 pear"
+    documents = [{"_id": f"0. {text}", "text": "1 0 apple tree"}, {"_id": "0", "text": "0.9 0 apple"}]
+    collection = Collection.load(make_collection(tmp_path / "c", documents, {"q": "1 0 apple"}, {}))
+    rows = [TrainingRow(query_id="q", query="1 0 apple", positives=(text,))]
+    (row,) = mine(collection, SpokenVectors(), rows=rows, rules=ALL, reranker=StubReranker(), store=store).rows
+    assert row.positive_scores == (1.0,)
+    assert dict(zip(row.negative_ids, row.negative_scores, strict=True)) == {f"0. {text}": 3.0, "0": 2.0}
 
 
 # --- rows that are given ---------------------------------------------------------------------------------------------

@@ -105,16 +105,16 @@ def test_queries_and_their_own_positives_are_added_and_negatives_are_not():
 
 def test_a_large_bank_lies_in_files_that_nobody_has_to_delete(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_IN_MEMORY", 3)
-    large, small = ProxyBank(5, 2, tmp_path / "run"), ProxyBank(5, 2)
+    groups = module._PART + 5
+    large, small = ProxyBank(groups, 2, tmp_path / "run"), ProxyBank(groups, 2)
     assert isinstance(large.arrays()["proxies"], np.memmap)
-    random = np.random.default_rng(0)
     for bank in (large, small):
         random = np.random.default_rng(0)
-        bank.add(random.integers(0, 5, 20), random.standard_normal((20, 2)).astype(np.float32))
+        bank.add(np.arange(groups), random.standard_normal((groups, 2)).astype(np.float32))
         bank.close_epoch()
         bank.add(np.array([1]), np.ones((1, 2), dtype=np.float32))
     assert list((tmp_path / "run").iterdir()) == []
-    other = ProxyBank(5, 2)
+    other = ProxyBank(groups, 2)
     other.restore(large.arrays())
     for name, array in small.arrays().items():
         np.testing.assert_array_equal(large.arrays()[name], array)
