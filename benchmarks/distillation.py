@@ -60,15 +60,15 @@ def plan(options: Options, results: Results) -> Plan:
     search = quality.lengths(32, 128, tiny=options.tiny)
     settings = {"data": "medquad_small", "split": "test", "method": "untrained", "measures": list(MEASURES)}
     cells = [Cell(settings={**settings, "search": search}, seconds=90, sources=quality.ENCODING)]
-    rates = rerankers.best_rates(options, results)
-    if rates is None:
+    rate = rerankers.best_rate("listwise", options, results)
+    if rate is None:
         return Plan(cells, later=SEEDS * 3_000.0, waiting="the trials of rerankers")
     for seed in range(quality.seeds(SEEDS, options)):
         own: dict[str, Any] = {
             "data": "medquad_small",
             "method": "students",
             "seed": seed,
-            "teacher": rerankers.train_settings("listwise", rates["listwise"], "medquad", options),
+            "teacher": rerankers.train_settings("listwise", rate, "medquad", options),
             "recipes": RECIPES,
             "train": quality.frozen(dict(TRAIN), tiny=options.tiny),
             "search": search,
