@@ -6,7 +6,7 @@ chosen on pydocs' dev queries, a collection of which nothing else here is told, 
 MedQuAD themselves would take days. MedQuAD's models also rerank SciFact and Cystic Fibrosis, none of whose queries they
 have seen: RankT5's claim is that listwise ones lose less there.
 
-About 5 hours on two cores with bf16.
+About 8 hours on two cores with bf16.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def prepare(options: Options) -> str:
 
 
 def plan(options: Options, results: Results) -> Plan:
-    """Name the first stages and, for each kind of loss, its trials on dev and, once they are done, its runs for test."""
+    """Name the first stages and, for each kind of loss, its trials on dev and, after them, its runs for test."""
     cells = [_cell("first stage", name, "first stage", None, 0.0, options) for name in TARGETS["medquad"]]
     later = 0.0
     for tried in TRIED:
