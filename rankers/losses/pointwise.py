@@ -147,9 +147,11 @@ def point_ce(
         z = scale * scores;   row(i) = sum over valid j of log(1 + exp(z_ij)) - y_ij z_ij
         loss = mean of row(i) over the rows with a label > 0
 
-    This is `bixse` without a bias, at the scale of scores that are log-odds already: a scorer with an offset of its
-    own learns the bias itself; cosines cannot, they take `bixse`. The entries of a row are summed, as the formula
-    is written per list; what divides is the number of rows, so that a long list weighs more than a short one.
+    This is `bixse` without a bias, at the scale of scores that are log-odds already. Cosines have no offset, they take
+    `bixse`; so does a scorer whose offset is new and begins at 0, even odds: where one document of eight is relevant,
+    a reranker trained for 188 steps did little but move it (docs/rerankers.md). The entries of a row are summed, as
+    the formula is written per list; what divides is the number of rows, so that a long list weighs more than a short
+    one.
 
     Args:
         scores: (queries, docs) float log-odds, larger is better.

@@ -20,7 +20,7 @@ from retrieval.cross_encoder import CrossEncoder  # noqa: E402
 from retrieval.errors import InputError  # noqa: E402
 from retrieval.evaluation import evaluate  # noqa: E402
 from retrieval.reranker_config import RerankerConfig  # noqa: E402
-from retrieval.reranker_training import RerankerTask, checked_loss, dry_run, train_reranker  # noqa: E402
+from retrieval.reranker_training import RerankerTask, checked_loss, dry_run, starts_at_even_odds, train_reranker  # noqa: E402
 from retrieval.reranking import load_reranker, rerank  # noqa: E402
 from retrieval.training_loop import TrainingStoppedError  # noqa: E402
 from retrieval.trec import write_run  # noqa: E402
@@ -54,6 +54,18 @@ def task_of(tiny_model, tiny_collection, **changes) -> RerankerTask:
     """A task that has not begun."""
     config = RerankerConfig.from_dict(settings(tiny_model, tiny_collection, Path("out"), **changes))
     return RerankerTask(config, checked_loss(config))
+
+
+def test_a_new_output_layer_at_even_odds_is_told(tiny_model, tiny_collection, caplog):
+    task = task_of(tiny_model, tiny_collection, loss="point_ce")
+    assert "bixse, the same loss from the labels' prior on" in caplog.text
+    caplog.clear()
+    task_of(tiny_model, tiny_collection, loss="bixse")
+    task_of(tiny_model, tiny_collection, loss="0.5*point_ce", architecture="pairwise")
+    assert "prior" not in caplog.text
+    with torch.no_grad():
+        task.model.transformer.classifier.bias += 1
+    assert not starts_at_even_odds(task.model)
 
 
 # --- the same bytes ---------------------------------------------------------------------------------------------------
