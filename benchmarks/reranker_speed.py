@@ -4,7 +4,7 @@ A B A B …: every round runs each system once, so that a slow spell of the mach
 median of the rounds' ratios and their range. Scoring: 5 queries of SciFact with 100 abstracts each, pairs of at most
 192 tokens, 7 rounds. Training: 10 steps of 8 lists, one abstract that belongs to the title and 7 that do not, from the
 same weights, 5 rounds. The model is MiniLM-L6 with an output layer that has learned nothing: its scores mean nothing,
-their cost is that of any.
+their cost is that of any. A third cell has our Set-Encoder beside our classifier, on the same lists.
 
 About 20 minutes on two cores with bf16; run it while nothing else runs.
 """
@@ -31,6 +31,7 @@ NAME = "reranker_speed"
 SOURCES = (
     *(set(TRAINING) - {"benchmarks/quality.py"}),
     "rankers/pair_scorer.py",
+    "rankers/set_encoder.py",
     "retrieval/candidate_lists.py",
     "retrieval/cross_encoder.py",
     "retrieval/cross_encoder_models.py",
@@ -41,9 +42,10 @@ SOURCES = (
 CELLS: dict[str, dict[str, Any]] = {
     "score": {"queries": 5, "documents": 100, "length": 192, "batch": 32, "rounds": 7},
     "train": {"steps": 10, "batch": 8, "documents": 8, "length": 192, "rounds": 5},
+    "set": {"queries": 2, "documents": 100, "steps": 4, "batch": 8, "list": 8, "length": 192, "rounds": 5},
 }
-TINY = {"queries": 2, "documents": 4, "length": 24, "batch": 2, "rounds": 2, "steps": 2}
-SECONDS = {"score": 420, "train": 780}
+TINY = {"queries": 2, "documents": 4, "length": 24, "batch": 2, "rounds": 2, "steps": 2, "list": 2}
+SECONDS = {"score": 420, "train": 780, "set": 240}
 UNITS = {"score": "pairs/s", "train": "lists/s"}
 AIMS = {"score": {DEFAULT: 3.0, BF16: 1.2}, "train": {}}
 NOTES = (
@@ -63,7 +65,7 @@ def prepare(options: Options) -> str:
 
 
 def plan(options: Options, results: Results) -> Plan:
-    """Name the two cells."""
+    """Name the cells."""
     cells = []
     for method, settings in CELLS.items():
         if options.tiny:
@@ -76,7 +78,7 @@ def plan(options: Options, results: Results) -> Plan:
 def work(settings: Settings, options: Options, folder: Path) -> Values:
     """Run one cell."""
     collection = data.collection("scifact", options)
-    return (score if settings["method"] == "score" else train)(settings, collection, folder)
+    return {"score": score, "train": train, "set": sets}[settings["method"]](settings, collection, folder)
 
 
 def score(settings: Settings, collection: Collection, folder: Path) -> Values:
@@ -87,9 +89,7 @@ def score(settings: Settings, collection: Collection, folder: Path) -> Values:
     from retrieval.cross_encoder import CrossEncoder
 
     count, length = settings["documents"], settings["length"]
-    queries = list(collection.queries("test").values())[: settings["queries"]]
-    texts = collection.corpus.texts(range(min(count * len(queries), len(collection.corpus))))
-    lists = [[texts[(number * count + i) % len(texts)] for i in range(count)] for number in range(len(queries))]
+    queries, lists = _to_score(settings, collection)
     pairs = [(query, text) for query, texts in zip(queries, lists, strict=True) for text in texts]
     CrossEncoder.load(MODEL, max_length=length).save(folder / "model")
 
@@ -117,19 +117,43 @@ def score(settings: Settings, collection: Collection, folder: Path) -> Values:
     return {"rates": rates, "lowest_correlation": {name: round(value, 5) for name, value in lowest.items()}}
 
 
+def _to_score(settings: Settings, collection: Collection) -> tuple[list[str], list[list[str]]]:
+    """Return queries, and texts of documents for each."""
+    count, queries = settings["documents"], list(collection.queries("test").values())[: settings["queries"]]
+    texts = collection.corpus.texts(range(min(count * len(queries), len(collection.corpus))))
+    return queries, [[texts[(number * count + i) % len(texts)] for i in range(count)] for number in range(len(queries))]
+
+
+def sets(settings: Settings, collection: Collection, folder: Path) -> Values:
+    """Time our Set-Encoder and our classifier in turns, scoring and training; return lists/s of every round."""
+    from retrieval.cross_encoder import CrossEncoder
+
+    CrossEncoder.load(MODEL, max_length=settings["length"]).save(folder / "model")
+    queries, lists = _to_score(settings, collection)
+    _write_rows(lists_of(collection, settings["list"]), folder)
+    trained = {**settings, "documents": settings["list"]}
+    rates: dict[str, dict[str, list[float]]] = {"score": {}, "train": {}}
+    for seed in range(-1, settings["rounds"]):  # the first round warms up
+        for architecture in ("classifier", "set"):
+            reranker = CrossEncoder.load(folder / "model", architecture=architecture)
+            reranker.score(queries[:1], lists[:1])
+            started = time.perf_counter()
+            reranker.score(queries, lists)
+            scored = len(queries) / (time.perf_counter() - started)
+            rate = _ours(trained, collection, folder, max(seed, 0), architecture)
+            if seed >= 0:
+                rates["score"].setdefault(architecture, []).append(round(scored, 4))
+                rates["train"].setdefault(architecture, []).append(round(rate, 4))
+    return {"rates": rates}
+
+
 def train(settings: Settings, collection: Collection, folder: Path) -> Values:
     """Time training in turns, each round from the same weights, and return lists/s of every round."""
     from retrieval.cross_encoder import CrossEncoder
 
     CrossEncoder.load(MODEL, max_length=settings["length"]).save(folder / "model")
     made = lists_of(collection, settings["documents"])
-    write_lines(
-        folder / "rows.jsonl",
-        (
-            json.dumps({"query_id": f"t{i}", "query": query, "positives": texts[:1], "negatives": texts[1:]})
-            for i, (query, texts) in enumerate(made)
-        ),
-    )
+    _write_rows(made, folder)
     systems: dict[str, Callable[[int], float]] = {
         OURS: lambda seed: _ours(settings, collection, folder, seed),
         DEFAULT: lambda seed: _theirs(settings, made, folder, seed, low=False),
@@ -144,6 +168,14 @@ def train(settings: Settings, collection: Collection, folder: Path) -> Values:
     return {"rates": rates, "datasets": installed(("datasets",))}
 
 
+def _write_rows(made: list[tuple[str, list[str]]], folder: Path) -> None:
+    rows = (
+        {"query_id": f"t{i}", "query": query, "positives": texts[:1], "negatives": texts[1:]}
+        for i, (query, texts) in enumerate(made)
+    )
+    write_lines(folder / "rows.jsonl", map(json.dumps, rows))
+
+
 def lists_of(collection: Collection, size: int) -> list[tuple[str, list[str]]]:
     """Return for every document with a title: the title, and its text before those of the size - 1 documents after."""
     documents = [d for d in collection.corpus if d.title and d.text]
@@ -153,7 +185,9 @@ def lists_of(collection: Collection, size: int) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _ours(settings: Settings, collection: Collection, folder: Path, seed: int) -> float:
+def _ours(
+    settings: Settings, collection: Collection, folder: Path, seed: int, architecture: str = "classifier"
+) -> float:
     from retrieval.reranker_training import train_reranker
 
     train_reranker(
@@ -162,6 +196,7 @@ def _ours(settings: Settings, collection: Collection, folder: Path, seed: int) -
         rows=[str(folder / "rows.jsonl")],
         out=str(folder / "run"),
         loss="softmax_ce",
+        architecture=architecture,
         num_negatives=settings["documents"] - 1,
         per_device_train_batch_size=settings["batch"],
         max_steps=settings["steps"],
@@ -237,6 +272,8 @@ def table(options: Options, results: Results) -> str:
 
 
 def _rates(method: str, values: Values) -> str:
+    if method == "set":
+        return _set_rates(values)
     rows = []
     correlations = values.get("lowest_correlation", {})
     for name, own in values["rates"].items():
@@ -255,6 +292,17 @@ def _rates(method: str, values: Values) -> str:
         )
     heads = [method, f"{UNITS[method]}, median", f"{OURS} is faster by", "aim", "rounds", "lowest correlation"]
     return tables.markdown(heads, rows)
+
+
+def _set_rates(values: Values) -> str:
+    rows = []
+    for what, rates in values["rates"].items():
+        ratios = np.array(rates["classifier"]) / np.array(rates["set"])
+        medians = [f"{np.median(rates[name]):.2f}" for name in ("classifier", "set")]
+        times = f"{np.median(ratios):.2f}× [{ratios.min():.2f}, {ratios.max():.2f}]"
+        rows.append([what, *medians, times, str(len(ratios))])
+    heads = ["lists of 100 scored, of 8 trained on", "classifier, lists/s", "Set-Encoder, lists/s"]
+    return tables.markdown([*heads, "the Set-Encoder takes", "rounds"], rows)
 
 
 def _machine(records: list[dict[str, Any]]) -> list[str]:

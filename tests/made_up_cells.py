@@ -76,6 +76,8 @@ def tournaments_values(settings):
 
 
 def reranker_speed_values(settings):
+    if settings["method"] == "set":
+        return {"rates": {what: {"classifier": [2.0], "set": [1.0]} for what in ("score", "train")}}
     rates = {reranker_speed.OURS: [50.0], reranker_speed.DEFAULT: [20.0], reranker_speed.BF16: [40.0]}
     return {"rates": rates, "lowest_correlation": {reranker_speed.OURS: 0.9999}}
 

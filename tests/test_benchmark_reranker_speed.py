@@ -32,6 +32,8 @@ class Answers(Results):
             reranker_speed.BF16: [40.0, 30.0, 50.0],
         }
         values = {"rates": rates}
+        if cell.settings["method"] == "set":
+            values = {"rates": {what: {"classifier": [3.0, 2.0], "set": [1.5, 2.0]} for what in ("score", "train")}}
         if cell.settings["method"] == "score":
             values["lowest_correlation"] = {reranker_speed.OURS: 0.99987}
         return {"values": values, "machine": MACHINE, "versions": {"torch": "2.13.0"}}
@@ -41,11 +43,11 @@ class Answers(Results):
 def test_every_cell_is_sound(options, tiny):
     options = Options(shared=options.shared, results=options.results, build=options.build, tiny=tiny)
     cells = reranker_speed.plan(options, Answers()).cells
-    assert [cell.settings["method"] for cell in cells] == ["score", "train"]
+    assert [cell.settings["method"] for cell in cells] == ["score", "train", "set"]
     for cell in cells:
         assert json.loads(json.dumps(cell.settings)) == cell.settings
         assert len(code_hash(cell.sources)) == 16  # every source exists
-        assert cell.settings["documents"] == (4 if tiny else {"score": 100, "train": 8}[cell.settings["method"]])
+        assert cell.settings["documents"] == (4 if tiny else {"train": 8}.get(cell.settings["method"], 100))
     assert sum(cell.seconds for cell in cells) < 30 * 60
     assert reranker_speed.EXPERIMENT.alone
 
@@ -57,6 +59,11 @@ def test_the_table_shows_the_median_and_range_of_paired_ratios(options):
     assert "| sentence-transformers, bf16 | 40.0 | 1.00× [1.00, 2.00] | ≥ 1.2× | 3 |  |" in lines
     assert any(line.startswith("| train | lists/s, median | ours (auto) is faster by |") for line in lines)
     assert any("a processor, 2 cores, bf16; torch 2.13.0; load when the cells began: up to 0.5." in x for x in lines)
+
+
+def test_a_set_encoder_s_cost_is_the_classifier_s_rate_over_its_own(options):
+    lines = reranker_speed.table(options, Answers("set")).splitlines()
+    assert "| score | 2.50 | 1.75 | 1.50× [1.00, 2.00] | 2 |" in lines
 
 
 def test_what_is_not_finished_is_not_shown(options):
