@@ -202,8 +202,24 @@ def test_measured_figures_are_those_of_the_results():
     assert heads.keys() == compared["scifact"].keys() - {"untrained"}
     for loss, told in heads.items():
         assert told == tuple(f"{compared[name][loss]['nDCG@10']:.3f}" for name in ("scifact", "medquad")), loss
+    pointwise = measured.pop("point_ce")
+    seeds = {method: mean(reranked("medquad", method)) for method in ("pointwise", "listwise")}
+    tried = {method: max(reranked("pydocs", method)) for method in ("pointwise", "bixse", "listwise")}
+    assert f"MedQuAD {seeds['pointwise']:.3f}, `softmax_ce` {seeds['listwise']:.3f}, 3 seeds" in pointwise
+    assert f"{tried['pointwise']:.3f}, `bixse` {tried['bixse']:.3f}, `softmax_ce` {tried['listwise']:.3f}" in pointwise
     others = {loss: told for loss, told in measured.items() if loss not in scifact.keys() | heads.keys()}
     assert set(others.values()) == {"not measured yet"}  # a figure here needs a line above
+
+
+def reranked(name: str, method: str) -> list[float]:
+    """Return nDCG@10 of the finished rerankers of a collection on its own queries."""
+    lines = (DOCS.parent / "benchmarks" / "results" / "rerankers.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [
+        r["values"]
+        for r in map(json.loads, lines)
+        if (r["settings"]["data"], r["settings"]["method"]) == (name, method)
+    ]
+    return [values[name]["mean"]["nDCG@10"] for values in found]
 
 
 def comparison(name: str, stage: str, noise: float = 0.0) -> dict[str, dict[str, float]]:
