@@ -184,11 +184,12 @@ def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _interrupted(arguments: Sequence[str], number: signal.Signals) -> int:
-    resumable = arguments[:1] and arguments[0] in RESUMABLE and "--resume" not in arguments
-    how = "--resume instead of --overwrite" if "--overwrite" in arguments else "the same command and --resume"
-    if arguments[:1] and arguments[0] in GOING_ON:
-        resumable, how = True, "the same command"
-    hint = f"; go on with {how}" if resumable else ""
+    verb, hint = arguments[0] if arguments else "", ""
+    if verb in GOING_ON:
+        hint = "; go on with the same command"
+    elif verb in RESUMABLE and "--resume" not in arguments:
+        how = "--resume instead of --overwrite" if "--overwrite" in arguments else "the same command and --resume"
+        hint = f"; go on with {how}"
     print(f"\nstopped by {number.name}; every file written is whole{hint}", file=sys.stderr)
     return 128 + int(number)
 
