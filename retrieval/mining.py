@@ -222,10 +222,7 @@ def _rescored(
     lists = _Lists(reranker, corpus)
     names = [lists.add(row, one.documents.tolist()) for row, one in zip(rows, found, strict=True)]
     known = store.corpus_digests(corpus)
-    digests = {
-        name: np.concatenate([text_digests(lists.positives(name)), known[one.documents]])
-        for name, one in zip(names, found, strict=True)
-    }
+    digests = {name: lists.digests(name, known) for name in names}
     reads_lists = getattr(reranker, "reads_lists", True)
     scores = stored_scores(store, lists, lists.queries, lists.run, digests, reads_lists=reads_lists)
     rescored = []
@@ -243,7 +240,7 @@ class _Lists:
         self.reranker, self.corpus = reranker, corpus
         self.queries: dict[str, str] = {}
         self.run: Run = {}
-        self._lists: dict[str, tuple[list[str], Sequence[int]]] = {}  # texts of positives, rows of candidates
+        self._lists: dict[str, tuple[Sequence[str], list[int]]] = {}  # the row's texts, rows of the corpus
 
     def add(self, row: TrainingRow, candidates: Sequence[int]) -> str:
         """Add a row's positives and then its candidates, and return the name of the list."""
@@ -251,12 +248,14 @@ class _Lists:
         ids = [*(row.positive_ids or row.positives), *(self.corpus.ids[document] for document in candidates)]
         self.run[name] = {f"{place}. {doc_id[:80]}": -float(place) for place, doc_id in enumerate(ids)}
         self.queries[name] = row.query
-        self._lists[name] = row.positive_texts(self.corpus), candidates
+        own = [] if row.positives else map(self.corpus.row, row.positive_ids)
+        self._lists[name] = row.positives, [*own, *candidates]
         return name
 
-    def positives(self, name: str) -> list[str]:
-        """Return the texts of a list's positives."""
-        return self._lists[name][0]
+    def digests(self, name: str, known: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the `text_digests` of a list; `known` are those of the corpus."""
+        texts, documents = self._lists[name]
+        return np.concatenate([text_digests(texts), known[documents]])
 
     def score_run(self, queries: Mapping[str, str], candidates: Run) -> list[NDArray[np.float32]]:
         """Return the scores of some documents of some lists."""
@@ -269,8 +268,8 @@ class _Lists:
 
     def _text(self, name: str, document: str) -> str:
         place = int(document.partition(".")[0])
-        positives, candidates = self._lists[name]
-        return positives[place] if place < len(positives) else self.corpus.text(candidates[place - len(positives)])
+        texts, documents = self._lists[name]
+        return texts[place] if place < len(texts) else self.corpus.text(documents[place - len(texts)])
 
 
 def _report(mined: Mined, rules: NegativeRules) -> None:
