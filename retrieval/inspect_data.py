@@ -20,6 +20,7 @@ from retrieval.collection import Collection, read_queries
 from retrieval.corpus import MAX_CHARACTERS, Corpus, Document
 from retrieval.errors import InputError
 from retrieval.rows import read_rows
+from retrieval.splits import of_seen_documents
 from retrieval.trec import check_id, numbered_qrels, read_qrels
 
 PERCENTILES = (5, 25, 50, 75, 95, 100)
@@ -47,6 +48,7 @@ class DataReport:
     splits: name → counts, histogram of grades, and recall_bound, the highest mean recall that documents of the
         corpus can reach.
     leaks: one entry for each two splits, or training file and split, that share something.
+    seen: one entry for each training split or file and split that share relevant documents: of how many queries.
     rows: file → dialect and counts.
     defects: what makes the data unusable as it is. warnings: what is worth knowing, leaks among it.
     """
@@ -56,6 +58,7 @@ class DataReport:
     queries: dict[str, Any] = field(default_factory=dict)
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     leaks: list[dict[str, Any]] = field(default_factory=list)
+    seen: list[dict[str, Any]] = field(default_factory=list)
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     defects: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
@@ -263,6 +266,8 @@ def _find_leaks(report: DataReport, parts: Mapping[str, _Part]) -> None:
                 report.warn(f"leak ({leaks[-1]})", message, other.path, other.lines.get(query_id))
         if counts:
             report.leaks.append({"between": [first, second], **counts})
+        if one.family == "train" and (seen := of_seen_documents(one.relevant, other.relevant)):
+            report.seen.append({"between": [first, second], "queries": len(seen), "of": len(other.relevant)})
 
 
 def normalised(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from indexes.storage import check_target, publish_plain, write_json, write_lines
@@ -48,6 +48,21 @@ def carve_dev(qrels: Qrels, queries: Mapping[str, str], *, fraction: float = 0.2
     n_dev = min(max(n_dev, 1), len(groups) - 1)
     dev = {query_id for group in groups[:n_dev] for query_id in group}
     return _only(qrels, set(qrels) - dev), _only(qrels, dev)
+
+
+def of_seen_documents(trained: Mapping[str, Iterable[str]], evaluated: Mapping[str, Iterable[str]]) -> set[str]:
+    """Return the queries that share a relevant document with a training query.
+
+    That is no leak by itself: users ask new questions about known documents. But what a model gains on these queries
+    says little of what it gains on documents that it was never shown.
+
+    Args:
+        trained: query id → relevant documents, of the training queries.
+        evaluated: the same of the queries to be evaluated.
+
+    """
+    seen = {document for documents in trained.values() for document in documents}
+    return {query_id for query_id, documents in evaluated.items() if not seen.isdisjoint(documents)}
 
 
 def folds(qrels: Qrels, queries: Mapping[str, str], *, n: int = 5) -> list[dict[str, Qrels]]:

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from beir_folder import make_collection
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_cells import MACHINE, MADE_UP
 
 from benchmarks import (
     cystic_fibrosis,
+    data,
     medquad,
     pydocs,
     quality,
@@ -24,6 +26,7 @@ from benchmarks import (
 from benchmarks.__main__ import NAMES
 from benchmarks.cells import Options, Results, code_hash
 from benchmarks.tables import Row
+from retrieval.collection import Collection
 from retrieval.errors import InputError
 from retrieval.objective import build_loss
 from retrieval.reranker_config import RerankerConfig
@@ -198,6 +201,21 @@ def test_cystic_fibrosis_takes_its_settings_over_from_scifact(options):
     assert from_grade["infonce, grade ≥ 1"] == 1
     assert from_grade["infonce, grade ≥ 3"] == 3
     assert from_grade["bixse, graded"] is None
+
+
+def test_scifact_tells_the_gain_on_abstracts_that_training_has_shown(options):
+    documents = [{"_id": f"d{i}", "title": "", "text": f"abstract {i}"} for i in range(6)]
+    qrels = {"train": {"t": {"d0": 1, "d1": 1, "d2": 0}}, "test": {f"q{i}": {f"d{i}": 1} for i in range(5)}}
+    source = make_collection(options.build / "source", documents=documents, qrels=qrels)
+    split = Collection.load(source)
+    data.split_folder(split, {name: split.qrels(name) for name in split.splits}, options.build / "splits" / "scifact")
+    results = Answers(lambda settings: 0.75 if settings["method"] == "infonce" else 0.5)
+    lines = scifact.table(options, results).splitlines()
+    found = next(i for i, line in enumerate(lines) if "abstract seen in training (2 queries)" in line)
+    assert "abstract not seen (3 queries)" in lines[found]
+    gain = "+0.250 [+0.250, +0.250]"
+    assert f"| infonce | {gain} | {gain} |" in lines[found:]
+    assert not any(line.startswith("| untrained") for line in lines[found:])
 
 
 def test_pydocs_trials_have_fixed_work_and_the_demo_is_compared(options):

@@ -1,9 +1,9 @@
 """Read a collection, and training rows if given, from the first line to the last, and report what is in them.
 
-Prints counts, grades, length percentiles, leaks between splits, and every defect with file and line; reading goes
-on after a defect. Ends with status 2 when it found one: something that makes the data unusable as it is. Leaks
-between splits, judgements of documents that the corpus lacks, empty and duplicate texts are warnings: published
-collections have them, and they do not change the exit status.
+Prints counts, grades, length percentiles, leaks between splits, how many queries ask for documents that training
+shows, and every defect with file and line; reading goes on after a defect. Ends with status 2 when it found one:
+something that makes the data unusable as it is. Leaks between splits, judgements of documents that the corpus lacks,
+empty and duplicate texts are warnings: published collections have them, and they do not change the exit status.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ def report_lines(report: DataReport, limit: int) -> Iterator[str]:
         first, second = leak["between"]
         counts = {name: n for name, n in leak.items() if name != "between"}
         yield f"  leak from {first} to {second}: {', '.join(f'{n:,} × {name}' for name, n in counts.items())}"
+    for seen in report.seen:
+        first, second = seen["between"]
+        yield f"  {second}: {seen['queries']:,} of {seen['of']:,} queries have a relevant document that {first} has too"
     yield from _findings("warning", report.warnings, limit)
     yield from _findings("defect", report.defects, limit)
 

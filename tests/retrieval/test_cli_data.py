@@ -228,6 +228,17 @@ def test_leaks_and_lost_documents_are_told_but_are_no_defects(tmp_path, capsys):
     assert out.endswith("no defects\n")
 
 
+def test_queries_whose_relevant_document_is_trained_on_are_counted_and_are_no_leak(tmp_path, capsys):
+    qrels = {"train": {"q1": {"d1": 1, "d2": 1}}, "test": {"q2": {"d1": 1}, "q3": {"d3": 1, "d2": 0}}}
+    folder = str(make_collection(tmp_path / "zoo", qrels=qrels))
+    assert main(["data", folder]) == 0
+    out = capsys.readouterr().out
+    assert "  test: 1 of 2 queries have a relevant document that train has too\n" in out
+    assert "leak" not in out
+    assert main(["data", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seen"] == [{"between": ["train", "test"], "queries": 1, "of": 2}]
+
+
 def test_a_run_survives_compression(tmp_path, capsys):
     path = tmp_path / "run.gz"
     path.write_bytes(gzip.compress(b"q1 Q0 d1 1 0.5 t\n"))

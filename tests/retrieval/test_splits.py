@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from indexes.storage import StorageError
 from retrieval.collection import Collection
 from retrieval.errors import InputError
-from retrieval.splits import carve_dev, fingerprint, folds, query_groups, write_split
+from retrieval.splits import carve_dev, fingerprint, folds, of_seen_documents, query_groups, write_split
 
 
 def unit(query_id: str) -> float:
@@ -205,3 +205,10 @@ def test_cystic_fibrosis_has_five_folds(shared):
     parts = folds(collection.qrels("test"), collection.queries("test"))
     assert sum(len(part["test"]) for part in parts) == 99
     assert all(part["dev"] and part["train"] for part in parts)
+
+
+def test_queries_of_seen_documents_are_those_that_share_one_with_any_training_query():
+    trained = {"a": {"d1", "d2"}, "b": {"d3"}}
+    evaluated = {"c": {"d2", "d9"}, "d": {"d8"}, "b": {"d7"}, "e": set(), "f": {"d3", "d1"}}
+    assert of_seen_documents(trained, evaluated) == {"c", "f"}
+    assert of_seen_documents({}, evaluated) == set()
