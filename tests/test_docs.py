@@ -207,6 +207,12 @@ def test_measured_figures_are_those_of_the_results():
     tried = {method: max(reranked("pydocs", method)) for method in ("pointwise", "bixse", "listwise")}
     assert f"MedQuAD {seeds['pointwise']:.3f}, `softmax_ce` {seeds['listwise']:.3f}, 3 seeds" in pointwise
     assert f"{tried['pointwise']:.3f}, `bixse` {tried['bixse']:.3f}, `softmax_ce` {tried['listwise']:.3f}" in pointwise
+    judged = mean(taught("InfoNCE on judgements"))
+    for loss, recipe in (("kl_div", "KL to the teacher"), ("margin_mse", "MarginMSE to the teacher")):
+        own = taught(recipe)
+        assert len(own) == 3
+        told = f"distillation: MedQuAD {mean(own):.3f}, `infonce` on the judgements {judged:.3f}, 3 seeds"
+        assert measured.pop(loss) == told
     others = {loss: told for loss, told in measured.items() if loss not in scifact.keys() | heads.keys()}
     assert set(others.values()) == {"not measured yet"}  # a figure here needs a line above
 
@@ -220,6 +226,13 @@ def reranked(name: str, method: str) -> list[float]:
         if (r["settings"]["data"], r["settings"]["method"]) == (name, method)
     ]
     return [values[name]["mean"]["nDCG@10"] for values in found]
+
+
+def taught(recipe: str) -> list[float]:
+    """Return nDCG@10 of the finished students of a recipe."""
+    lines = (DOCS.parent / "benchmarks" / "results" / "distillation.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [record["values"] for record in map(json.loads, lines) if record["settings"]["method"] == "students"]
+    return [values[recipe]["mean"]["nDCG@10"] for values in found]
 
 
 def comparison(name: str, stage: str, noise: float = 0.0) -> dict[str, dict[str, float]]:
