@@ -217,16 +217,11 @@ def _rates(run: str, values: Values) -> str:
     rows = []
     for name, own in seconds.items():
         is_ours = name in (OURS, OURS_FP32)
-        ratios = [tables.NOTHING if is_ours else _ratio(own, seconds[ours]) for ours in (OURS, OURS_FP32)]
+        ratios = [tables.NOTHING if is_ours else tables.ratio(own, seconds[ours]) for ours in (OURS, OURS_FP32)]
         aim = tables.NOTHING if is_ours else f"≥ {AIMS[run]:g}×"
         rows.append([name, f"{np.median(own):.2f}", *ratios, aim, len(own)])
     heads = [f"{run} run", "seconds, median", f"{OURS} is faster by", f"{OURS_FP32} is faster by", "aim", "rounds"]
     return tables.markdown(heads, rows)
-
-
-def _ratio(theirs: list[float], ours: list[float]) -> str:
-    ratios = np.array(theirs) / np.array(ours)
-    return f"{np.median(ratios):.2f}× [{ratios.min():.2f}, {ratios.max():.2f}]"
 
 
 def _agreement(values: Values) -> str:

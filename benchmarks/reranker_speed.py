@@ -277,14 +277,12 @@ def _rates(method: str, values: Values) -> str:
     rows = []
     correlations = values.get("lowest_correlation", {})
     for name, own in values["rates"].items():
-        ratios = np.array(values["rates"][OURS]) / np.array(own)
         aim = AIMS[method].get(name)
-        ratio = f"{np.median(ratios):.2f}× [{ratios.min():.2f}, {ratios.max():.2f}]"
         rows.append(
             [
                 name,
                 f"{np.median(own):.1f}",
-                tables.NOTHING if name == OURS else ratio,
+                tables.NOTHING if name == OURS else tables.ratio(values["rates"][OURS], own),
                 tables.NOTHING if aim is None else f"≥ {aim:g}×",
                 len(own),
                 f"{correlations[name]:.4f}" if name in correlations else "",
@@ -297,10 +295,8 @@ def _rates(method: str, values: Values) -> str:
 def _set_rates(values: Values) -> str:
     rows = []
     for what, rates in values["rates"].items():
-        ratios = np.array(rates["classifier"]) / np.array(rates["set"])
         medians = [f"{np.median(rates[name]):.2f}" for name in ("classifier", "set")]
-        times = f"{np.median(ratios):.2f}× [{ratios.min():.2f}, {ratios.max():.2f}]"
-        rows.append([what, *medians, times, str(len(ratios))])
+        rows.append([what, *medians, tables.ratio(rates["classifier"], rates["set"]), str(len(rates["set"]))])
     heads = ["lists of 100 scored, of 8 trained on", "classifier, lists/s", "Set-Encoder, lists/s"]
     return tables.markdown([*heads, "the Set-Encoder takes", "rounds"], rows)
 

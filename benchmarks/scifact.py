@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import data, quality, tables
 from benchmarks.cells import Cell, Experiment, Options, Plan, Results, Settings, Values
 from retrieval.collection import Collection
-from retrieval.splits import carve_dev, of_seen_documents
+from retrieval.splits import carve_dev, of_seen_documents, relevant_documents
 from retrieval.statistics import paired, paired_bootstrap
 
 NAME = "scifact"
@@ -192,21 +192,15 @@ def _seen_table(rows: Sequence[tables.Row], options: Options) -> str:
     if "untrained" not in values or not (_folder(options) / "qrels").is_dir():
         return ""
     split = Collection(_folder(options))
-    trained, tested = (
-        {query_id: {doc_id for doc_id, grade in judged.items() if grade > 0} for query_id, judged in qrels.items()}
-        for qrels in (split.qrels("train"), split.qrels("test"))
-    )
+    trained, tested = (relevant_documents(split.qrels(name)) for name in ("train", "test"))
     seen = of_seen_documents(trained, tested)
-    groups = {"abstract seen in training": seen, "abstract not seen": tested.keys() - seen}
+    groups = {"abstract seen in training": sorted(seen), "abstract not seen": sorted(tested.keys() - seen)}
     heads = [f"nDCG@10 − untrained [95 %], {name} ({len(group)} queries)" for name, group in groups.items()]
     body = []
-    for name in (name for name in values if name != "untrained"):
-        found = []
-        for group in groups.values():
-            ours, base = ({q: values[method][q] for q in sorted(group)} for method in (name, "untrained"))
-            gain = paired_bootstrap(*paired(ours, base))
-            found.append(f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]")
-        body.append([name, *found])
+    base = values.pop("untrained")
+    for name, ours in values.items():
+        found = [paired_bootstrap(*paired({q: ours[q] for q in g}, {q: base[q] for q in g})) for g in groups.values()]
+        body.append([name, *map(tables.difference, found)])
     return tables.markdown(["", *heads], body)
 
 

@@ -88,15 +88,12 @@ def table(options: Options, results: Results) -> str:
 def _rates(method: str, unit: str, rates: dict[str, list[float]], cosines: dict[str, float]) -> str:
     rows = []
     for name, own in rates.items():
-        ratios = np.array(rates[OURS]) / np.array(own)
         aim = AIMS[method].get(name)
         rows.append(
             [
                 name,
                 f"{np.median(own):.1f}",
-                tables.NOTHING
-                if name == OURS
-                else f"{np.median(ratios):.2f}× [{ratios.min():.2f}, {ratios.max():.2f}]",
+                tables.NOTHING if name == OURS else tables.ratio(rates[OURS], own),
                 tables.NOTHING if aim is None else f"≥ {aim:g}×",
                 len(own),
                 f"{cosines[name]:.5f}" if name in cosines else "",

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from benchmarks.cells import Values
 from retrieval.comparison import SEEDS_FOR_A_CLAIM, PerQuery, averaged, corrected_p
-from retrieval.statistics import bootstrap, mean, paired, paired_bootstrap
+from retrieval.statistics import Difference, bootstrap, mean, paired, paired_bootstrap
 
 NOTHING = "–"
 
@@ -74,7 +76,7 @@ def comparison(rows: Sequence[Row], measures: Sequence[str], baselines: Sequence
         cells.append(_range(row.per_seed(measures[0])))
         for base in baselines:
             found = differences.get((row.name, base))
-            cells.append(NOTHING if found is None else f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
+            cells.append(NOTHING if found is None else difference(found))
             cells.append(_p(adjusted.get((row.name, base))))
         body.append([*cells, row.note])
     return markdown([*heads, "settings"], body)
@@ -85,6 +87,17 @@ def adjusted_p(
 ) -> dict[tuple[str, str], float]:
     """Return Holm's p of every pair whose two rows may carry a claim."""
     return corrected_p([pair for pair in pairs if known[pair[0]].claims and known[pair[1]].claims], values)
+
+
+def difference(found: Difference) -> str:
+    """Return a paired difference with its interval, as tables show it."""
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> str:
+    """Return the median of the rounds' ratios above / below, and their range."""
+    ratios = np.array(above) / np.array(below)
+    return f"{np.median(ratios):.2f}× [{ratios.min():.2f}, {ratios.max():.2f}]"
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -20,7 +20,7 @@ from retrieval.collection import Collection, read_queries
 from retrieval.corpus import MAX_CHARACTERS, Corpus, Document
 from retrieval.errors import InputError
 from retrieval.rows import read_rows
-from retrieval.splits import of_seen_documents
+from retrieval.splits import of_seen_documents, relevant_documents
 from retrieval.trec import check_id, numbered_qrels, read_qrels
 
 PERCENTILES = (5, 25, 50, 75, 95, 100)
@@ -207,7 +207,7 @@ def _read_split(
             message = f"document {doc_id!r} is not in the corpus, so nothing can find it"
             report.warn("unknown document", message, path, line)
     grades = Counter(grade for judged in qrels.values() for grade in judged.values())
-    relevant = {query: {doc for doc, grade in judged.items() if grade > 0} for query, judged in qrels.items()}
+    relevant = relevant_documents(qrels)
     report.splits[split] = {
         "queries": len(qrels),
         "judgements": sum(map(len, qrels.values())),

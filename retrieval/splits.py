@@ -50,6 +50,11 @@ def carve_dev(qrels: Qrels, queries: Mapping[str, str], *, fraction: float = 0.2
     return _only(qrels, set(qrels) - dev), _only(qrels, dev)
 
 
+def relevant_documents(qrels: Qrels) -> dict[str, set[str]]:
+    """Return query id → documents of a grade above 0, for every query."""
+    return {query_id: {doc_id for doc_id, grade in judged.items() if grade > 0} for query_id, judged in qrels.items()}
+
+
 def of_seen_documents(trained: Mapping[str, Iterable[str]], evaluated: Mapping[str, Iterable[str]]) -> set[str]:
     """Return the queries that share a relevant document with a training query.
 

@@ -163,11 +163,17 @@ def test_the_rerankers_page_names_what_exists():
         assert set(names.split(", ")) <= set(retrieval.__all__)
 
 
+def records(name: str) -> list[dict]:
+    """Return the finished cells of a benchmark."""
+    lines = (DOCS.parent / "benchmarks" / "results" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def means(name: str, **wanted: object) -> list[float]:
     """Return nDCG@10 of the finished cells of a benchmark whose settings are these, by training setting or own."""
-    lines = (DOCS.parent / "benchmarks" / "results" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    chosen = [r for r in records if wanted.items() <= {**(r["settings"].get("train") or {}), **r["settings"]}.items()]
+    chosen = [
+        r for r in records(name) if wanted.items() <= {**(r["settings"].get("train") or {}), **r["settings"]}.items()
+    ]
     assert chosen, f"no cell of {name} has {wanted}"
     return [record["values"]["mean"]["nDCG@10"] for record in chosen]
 
@@ -219,26 +225,20 @@ def test_measured_figures_are_those_of_the_results():
 
 def reranked(name: str, method: str) -> list[float]:
     """Return nDCG@10 of the finished rerankers of a collection on its own queries."""
-    lines = (DOCS.parent / "benchmarks" / "results" / "rerankers.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [
-        r["values"]
-        for r in map(json.loads, lines)
-        if (r["settings"]["data"], r["settings"]["method"]) == (name, method)
-    ]
-    return [values[name]["mean"]["nDCG@10"] for values in found]
+    wanted = (name, method)
+    found = [r for r in records("rerankers") if (r["settings"]["data"], r["settings"]["method"]) == wanted]
+    return [record["values"][name]["mean"]["nDCG@10"] for record in found]
 
 
 def taught(recipe: str) -> list[float]:
     """Return nDCG@10 of the finished students of a recipe."""
-    lines = (DOCS.parent / "benchmarks" / "results" / "distillation.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [record["values"] for record in map(json.loads, lines) if record["settings"]["method"] == "students"]
+    found = [record["values"] for record in records("distillation") if record["settings"]["method"] == "students"]
     return [values[recipe]["mean"]["nDCG@10"] for values in found]
 
 
 def comparison(name: str, stage: str, noise: float = 0.0) -> dict[str, dict[str, float]]:
     """Return loss → measure → value of a finished comparison of heads."""
-    lines = (DOCS.parent / "benchmarks" / "results" / "heads.jsonl").read_text(encoding="utf-8").splitlines()
-    for record in map(json.loads, lines):
+    for record in records("heads"):
         own = record["settings"]
         if (own["data"], own["stage"], own["bench"].get("label_noise", 0.0)) == (name, stage, noise):
             found = record["values"]["methods"].items()
