@@ -197,7 +197,7 @@ def work(settings: Settings, options: Options, folder: Path) -> Values:
     values: Values = {
         "curve": [[p["step"], round(p["seconds"] + spent, 1), round(p["dev_pool_nDCG@10"], 5)] for p in points],
         "seconds": round(lines[-1]["seconds"] + spent, 1),
-        "pause_seconds": round(spent + max((line.get("pause_seconds", 0.0) for line in lines), default=0.0), 1),
+        "pause_seconds": round(spent + sum(line.get("pause_seconds", 0.0) for line in lines), 1),
         "likeness": [
             [round(line[f"likeness_{i}"], 4) for i in range(1, 11)] + [round(line["likeness_random"], 4)]
             for line in lines
@@ -318,7 +318,7 @@ def _likeness(found: Sequence[tuple[Settings, Values]]) -> str:
     body = [
         [f"{s['data']}, {s['batch']}, seed {s['seed']}, epoch {epoch}", *(f"{value:.3f}" for value in values)]
         for s, v in found
-        if s["stage"] == "test"
+        if (s["stage"], s["method"]) == ("test", "proxy")  # the branch's rows are told their likeness too
         for epoch, values in enumerate(v["likeness"], start=2)
     ]
     heads = ["likeness of a batch's proxies by tenths of the drawing", *map(str, range(1, 11)), "random"]

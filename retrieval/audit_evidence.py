@@ -65,16 +65,16 @@ class MinedQuery:
         return all(doc_id in self.row_scores for doc_id in (*self.positives, *self.negatives))
 
     def positive_ranks(self) -> Values:
-        """Return the rank that each positive would have among the negatives, by the rows' scores.
+        """Return the (positives, 2) first and last rank that each positive could have, by the rows' scores.
 
         nan where these are missing or do not fall with the ranks, as those do by which the list was made; a few that
         are out of place change nothing.
         """
         if not self.has_row_scores:
-            return np.full(len(self.positives), np.nan)
+            return np.full((len(self.positives), 2), np.nan)
         negatives = numbers(self.row_scores, self.negatives)
         if (np.diff(negatives) > 0).sum() > _RISES * (len(negatives) - 1):
-            return np.full(len(self.positives), np.nan)
+            return np.full((len(self.positives), 2), np.nan)
         return ranks_among(numbers(self.row_scores, self.positives), -np.sort(-negatives), self.ranks)
 
 

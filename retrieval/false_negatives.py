@@ -75,8 +75,8 @@ class ScoredQuery:
 
     Attributes:
         positive_scores: (positives,) of the documents known to be relevant.
-        positive_ranks: (positives,) the ranks that they would have among the negatives; nan where that is not known,
-            infinite below the last negative.
+        positive_ranks: (positives, 2) the first and the last rank that each could have among the negatives; nan where
+            nothing is known, an infinite last one below the last negative.
         negative_scores, negative_ranks: (negatives,) of the mined negatives.
 
     """
@@ -139,7 +139,7 @@ def estimated_share(queries: Sequence[ScoredQuery], band: Band, *, seed: int = 0
     negatives = [q.negative_scores[band.holds(q.negative_ranks)] - reference for q, reference in lists]
     if sum(len(part) > 0 for part in negatives) < LEAST_QUERIES:
         return None
-    near = [q.positive_scores[band.holds(q.positive_ranks)] - reference for q, reference in lists]
+    near = [q.positive_scores[band.holds(q.positive_ranks).all(axis=1)] - reference for q, reference in lists]
     matched = sum(map(len, near)) >= LEAST_POSITIVES
     positives = near if matched else [q.positive_scores - reference for q, reference in lists]
     n_positives = sum(map(len, positives))
@@ -194,17 +194,22 @@ def counted_share(hits: Sequence[int], totals: Sequence[int], *, seed: int = 0) 
 
 
 def ranks_among(scores: Values, negative_scores: Values, negative_ranks: Values) -> Values:
-    """Return the rank that a document with each score would have: that of the first negative which scores lower.
+    """Return the ranks that a document with each score could have.
+
+    The first one follows the last negative which scores as much or more, and the last one is that of the first negative
+    which scores lower. They differ where the miner left out what stood between the two: ranks before its window, what a
+    margin removed, what it did not draw.
 
     Args:
         scores: (n,) the miner's scores.
         negative_scores, negative_ranks: (negatives,) the miner's, best first.
 
     Returns:
-        (n,) infinite where no negative scores lower.
+        (n, 2), infinite where no negative scores lower.
     """
     places = np.searchsorted(-negative_scores, -scores, side="right")
-    return np.append(negative_ranks, np.inf)[places]
+    first, last = np.insert(negative_ranks, 0, 0.0) + 1, np.append(negative_ranks, np.inf)
+    return np.stack([first[places], last[places]], axis=1)
 
 
 def _nothing_in(n: float) -> Interval:

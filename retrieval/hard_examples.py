@@ -62,7 +62,6 @@ class HardExamples:
         self._refreshed: RefreshedNegatives | None = None
         self._memory = LossMemory(len(batcher.rows), epochs) if config.find_bad_pairs else None
         self._news: dict[str, float] = {}
-        self._seconds = 0.0  # that pauses took
         if config.batching == "proxy":
             self._make_proxies()
         if config.refresh_every:
@@ -141,9 +140,8 @@ class HardExamples:
         every = self._config.refresh_every
         if self._refreshed is not None and step > 0 and step % every == 0:
             self._refreshed.refresh(self._due(step, min(step + every, total), in_epoch, accumulation), step)
-        self._seconds += time.perf_counter() - started
         if self._bank is not None or self._refreshed is not None or self._clusters is not None:
-            self._news["pause_seconds"] = round(self._seconds, 3)
+            self._news["pause_seconds"] = round(time.perf_counter() - started, 3)
 
     def _begin(self) -> None:
         if self._config.batching == "cluster" and self._clusters is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -74,6 +74,10 @@ class Source(Protocol):
 
     def positive_scores(self) -> list[Scores]:
         """Return the scores of every row's positives."""
+        ...
+
+    def same_as_positive(self, number: int, documents: Documents, scores: Scores) -> NDArray[np.bool_]:
+        """Return which of (documents,), which have these scores, are one of the row's positives to the source."""
         ...
 
 
@@ -170,13 +174,34 @@ class DenseSource:
 
     def same_as_positive(self, number: int, documents: Documents, scores: Scores) -> NDArray[np.bool_]:
         """Return which of (documents,) have exactly the vector of one of the row's positives."""
-        own = self._positive_scores[number]
-        same: NDArray[np.bool_] = np.zeros(len(documents), dtype=bool)
-        near = np.flatnonzero((np.abs(scores[:, None] - own) <= _SAME_SCORE * (1 + np.abs(own))).any(axis=1))
-        if len(near):
-            vectors, positives = self._documents.rows(documents[near]), self._vectors(self._positives[number])
-            same[near] = (vectors[:, None] == positives).all(axis=2).any(axis=1)
-        return same
+        return same_vectors(
+            scores,
+            self._positive_scores[number],
+            lambda near: self._documents.rows(documents[near]),
+            lambda: self._vectors(self._positives[number]),
+        )
+
+
+def same_vectors(
+    scores: Scores,
+    positive_scores: Scores,
+    documents: Callable[[NDArray[np.intp]], Scores],
+    positives: Callable[[], Scores],
+) -> NDArray[np.bool_]:
+    """Return which documents have exactly the vector of a positive.
+
+    Args:
+        scores: (documents,)
+        positive_scores: (positives,) by the same query.
+        documents: returns the vectors of some of the documents; of those alone that score like a positive.
+        positives: returns the (positives, dim) vectors.
+    """
+    same: NDArray[np.bool_] = np.zeros(len(scores), dtype=bool)
+    likeness = np.abs(scores[:, None] - positive_scores) <= _SAME_SCORE * (1 + np.abs(positive_scores))
+    near = np.flatnonzero(likeness.any(axis=1))
+    if len(near):
+        same[near] = (documents(near)[:, None] == positives()).all(axis=2).any(axis=1)
+    return same
 
 
 def _found(neighbors: Neighbors) -> Iterator[tuple[Documents, Scores]]:
@@ -209,6 +234,10 @@ class BM25Source:
             rows = [] if row.positives else [corpus.row(doc_id) for doc_id in row.positive_ids]
             found.append(self.searcher.scores(row.query)[rows])
         return found
+
+    def same_as_positive(self, number: int, documents: Documents, scores: Scores) -> NDArray[np.bool_]:
+        """Return none: BM25 reads whole texts, and copies of these are known without it."""
+        return np.zeros(len(documents), dtype=bool)
 
 
 def permitted_candidates(
@@ -287,9 +316,8 @@ def _permitted(
 ) -> NDArray[np.bool_]:
     """Return which of a row's documents, best first, may be negatives."""
     mask = permitted.mask(forbidden, documents)
-    if isinstance(source, DenseSource):
-        places = np.flatnonzero(mask)
-        mask[places] = ~source.same_as_positive(number, documents[places], scores[places])
+    places = np.flatnonzero(mask)
+    mask[places] = ~source.same_as_positive(number, documents[places], scores[places])
     return mask
 
 

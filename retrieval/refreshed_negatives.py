@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from indexes import FaissIndex
 from retrieval.batches import Batcher
 from retrieval.embedding_store import EmbeddingStore
-from retrieval.negative_candidates import Candidates, DenseSource, Source, permitted_candidates
+from retrieval.negative_candidates import Candidates, DenseSource, Source, permitted_candidates, same_vectors
 from retrieval.negatives import NegativeRules, PermittedDocuments, choose_places
 from retrieval.rows import TrainingRow
 
@@ -78,27 +78,26 @@ class RefreshedNegatives:
         """Mine the negatives of these rows again with the model as it is; `step` makes the draw another one."""
         rows = [self._batcher.rows[number] for number in numbers]
         queries = self._encoder.encode_query([row.query for row in rows])
-        has_margin = self._rules.has_margin
-        positives = [self._positives(row) if has_margin else np.empty(0, dtype=np.int64) for row in rows]
+        compares = self._rules.has_margin or not self._depth  # with the positives
+        positives = [self._positives(row) if compares else np.empty(0, dtype=np.int64) for row in rows]
         if self._depth:
             candidates = [self._candidates[number] for number in numbers]
             needed = np.unique(np.concatenate([*candidates, *positives]))
         else:
             candidates, needed = [], np.arange(len(self._corpus))
         vectors = self._encoder.encode_document(self._corpus.texts(needed.tolist()))
-        given = self._given_texts(rows if has_margin else [])
-        scores = [
-            np.concatenate([given[text] for text in row.positives if given] or [vectors[np.searchsorted(needed, own)]])
-            @ query
-            for row, query, own in zip(rows, queries, positives, strict=True)
+        given = self._given_texts(rows if compares else [])
+        own = [
+            np.concatenate([given[text] for text in row.positives if given] or [vectors[np.searchsorted(needed, ids)]])
+            for row, ids in zip(rows, positives, strict=True)
         ]
         if self._depth:
             found = [
-                _ordered(documents, vectors[np.searchsorted(needed, documents)] @ query, own)
-                for documents, query, own in zip(candidates, queries, scores, strict=True)
+                _ordered(documents, vectors[np.searchsorted(needed, documents)] @ query, positive @ query)
+                for documents, query, positive in zip(candidates, queries, own, strict=True)
             ]
         else:
-            found = self._searched(_AsItIs(queries, vectors, scores), rows, self._rules.last_rank)
+            found = self._searched(_AsItIs(queries, vectors, own), rows, self._rules.last_rank)
         message = "step %d: negatives of %d queries mined again; %d documents encoded"
         logger.info(message, step, len(rows), len(needed))
         self._take(numbers, self._chosen(rows, found, step))
@@ -168,8 +167,9 @@ class RefreshedNegatives:
 class _AsItIs:
     """All documents by the model as it is: vectors in memory, which no store keeps."""
 
-    def __init__(self, queries: Vectors, documents: Vectors, positive_scores: list[Vectors]) -> None:
-        self._queries, self._positive_scores = queries, positive_scores
+    def __init__(self, queries: Vectors, documents: Vectors, positives: Sequence[Vectors]) -> None:
+        self._queries, self._documents, self._positives = queries, documents, positives
+        self._positive_scores = [own @ query for own, query in zip(positives, queries, strict=True)]
         self._index = FaissIndex(documents.shape[1])
         self._index.add(documents)
 
@@ -182,6 +182,11 @@ class _AsItIs:
     def positive_scores(self) -> list[Vectors]:
         """Return the scores of every row's positives."""
         return self._positive_scores
+
+    def same_as_positive(self, number: int, documents: Rows, scores: Vectors) -> NDArray[np.bool_]:
+        """Return which of (documents,) have exactly the vector of one of the row's positives."""
+        own = self._positive_scores[number]
+        return same_vectors(scores, own, lambda near: self._documents[documents[near]], lambda: self._positives[number])
 
 
 def _ordered(documents: Rows, scores: Vectors, positive_scores: Vectors) -> Candidates:

@@ -39,6 +39,7 @@ from retrieval.training_task import NothingBetweenSteps
 from retrieval.trec import Run, read_run
 
 MEASURE = "nDCG@10"
+LEAST_RATE_OF_NEW_LAYER = 5e-5  # below it 188 steps reach half of what they reach at 1e-4 (docs/rerankers.md)
 
 logger = logging.getLogger(__name__)
 
@@ -154,13 +155,8 @@ class RerankerTask(NothingBetweenSteps):
         self.pool.check(self.batcher.query_number, config.run)
         if self.batcher.dropped:
             logger.info("%d training rows have no positive of the loss's grade and are left out", self.batcher.dropped)
-        if (
-            not self.is_pairwise
-            and any(term.name == "point_ce" for term in loss.terms)
-            and starts_at_even_odds(self.model)
-        ):
-            message = "point_ce: the model's new output layer starts at even odds, and most documents are not relevant;"
-            logger.warning("%s a short training learns more by bixse, the same loss from the labels' prior on", message)
+        if starts_at_even_odds(self.model):
+            self._warn_of_a_new_output_layer()
         if isinstance(loss, LossSum):
             loss.max_grade = self.data.max_grade
         loss.remember(len(self.batcher.query_number))
@@ -168,6 +164,14 @@ class RerankerTask(NothingBetweenSteps):
         self.steps_per_epoch = math.ceil(len(self.batcher.epoch(0)) / config.gradient_accumulation_steps)
         self.measure = f"reranked_{MEASURE}" if self.data.dev_queries else None
         self.dev: Run = {}
+
+    def _warn_of_a_new_output_layer(self) -> None:
+        if self.config.learning_rate < LEAST_RATE_OF_NEW_LAYER:
+            message = "the model's output layer is new, and learns little in a short training at a learning rate of %g;"
+            logger.warning(message + " try --learning-rate 1e-4", self.config.learning_rate)
+        if not self.is_pairwise and any(term.name == "point_ce" for term in self.loss.terms):
+            message = "point_ce: the model's new output layer starts at even odds, and most documents are not relevant;"
+            logger.warning("%s a short training learns more by bixse, the same loss from the labels' prior on", message)
 
     def _refuse_what_changes_nothing(self) -> None:
         batcher, config = self.batcher, self.config

@@ -236,7 +236,7 @@ class DualEncoderTask:
         return found
 
     def news(self) -> dict[str, float]:
-        """Return how alike the rows of the epoch's batches are, once they are drawn, and the seconds of all pauses."""
+        """Return how alike the rows of the epoch's batches are, once they are drawn, and the seconds of a pause."""
         return self.hard.news()
 
     def _margin(self) -> float | None:

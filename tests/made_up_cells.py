@@ -94,7 +94,7 @@ def diagnostics_values(settings):
 
 def hard_batches_values(settings):
     found = {"curve": [[0, 0.0, 0.5], [4, 3.0, 0.6]], "seconds": 4.0, "pause_seconds": 1.0, "likeness": []}
-    if settings["method"] == "proxy":
+    if settings["train"].get("batching") == "proxy":
         found["likeness"] = [[0.5] * 10 + [0.1]]
     if settings["stage"] == "test":
         found |= {"mean": {"nDCG@10": 0.5, "RR@10": 0.5}}

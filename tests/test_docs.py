@@ -213,14 +213,42 @@ def test_measured_figures_are_those_of_the_results():
     tried = {method: max(reranked("pydocs", method)) for method in ("pointwise", "bixse", "listwise")}
     assert f"MedQuAD {seeds['pointwise']:.3f}, `softmax_ce` {seeds['listwise']:.3f}, 3 seeds" in pointwise
     assert f"{tried['pointwise']:.3f}, `bixse` {tried['bixse']:.3f}, `softmax_ce` {tried['listwise']:.3f}" in pointwise
+    assert f"rerankers: MedQuAD {seeds['listwise']:.3f}, 3 seeds" in measured["softmax_ce"]
+    listwise = f"`softmax_ce` {mean(reranked('scifact', 'listwise')):.3f}, 1 seed"
+    for loss, method in (("ranknet", "pairwise"), ("poly1", "poly1")):
+        (own,) = reranked("scifact", method)
+        assert f"rerankers: SciFact {own:.3f}, {listwise}" in measured[loss]
+    del measured["poly1"]
     judged = mean(taught("InfoNCE on judgements"))
     for loss, recipe in (("kl_div", "KL to the teacher"), ("margin_mse", "MarginMSE to the teacher")):
         own = taught(recipe)
         assert len(own) == 3
         told = f"distillation: MedQuAD {mean(own):.3f}, `infonce` on the judgements {judged:.3f}, 3 seeds"
         assert measured.pop(loss) == told
-    others = {loss: told for loss, told in measured.items() if loss not in scifact.keys() | heads.keys()}
+    for loss in ("softmax_ce", "ranknet", "listmle", "approx_ndcg", "ndcg_loss2pp"):
+        assert (
+            f"features: an MLP {on_features(f'mlp, {loss}')}; LambdaMART {on_features('LambdaMART')}" in measured[loss]
+        )
+    known = scifact.keys() | heads.keys() | {"listmle", "approx_ndcg", "ndcg_loss2pp"}
+    others = {loss: told for loss, told in measured.items() if loss not in known}
     assert set(others.values()) == {"not measured yet"}  # a figure here needs a line above
+
+
+def on_features(method: str) -> str:
+    """Return nDCG@10 of a feature ranker on the three sets, as the README's table has it."""
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| {re.escape(method)} \|(.*)\|$", readme, flags=re.MULTILINE)
+    return ", ".join(cell.split(";")[0].strip() for cell in row.split("|"))
+
+
+def test_the_table_of_collapsing_networks_is_that_of_the_results():
+    (found,) = (r["values"]["collapse"] for r in records("diagnostics") if r["settings"]["data"] == "scifact")
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (right|shuffled) \|(.*)\|$", PAGES["diagnostics.md"], flags=re.MULTILINE)
+    assert len(rows) == len(found) == 12
+    for one, (dim, batch, pairs, told) in zip(found, rows, strict=True):
+        assert (one["dim"], one["batch"], one["shuffled"]) == (int(dim), int(batch), pairs == "shuffled")
+        numbers = [f"{one['loss']:.4f}", f"{one['cosine']:.3f}", f"{one['rank']:.1f}", "yes" if one["warned"] else "no"]
+        assert [cell.strip() for cell in told.split("|")] == numbers
 
 
 def reranked(name: str, method: str) -> list[float]:

@@ -51,6 +51,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser._handle_conflict_resolve(action, [(flag, action) for flag in action.option_strings])
     for action in parser._actions:
         action.required = False
+        if action.dest == "out":  # nothing is written; a training's --config has it
+            action.help = argparse.SUPPRESS
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 from retrieval.cli.flags import add_flags, add_model_flags, encoder_of
 
 EXAMPLES = """examples:
-  rankwright encode --model runs/demo --data pydocs --out runs/demo.documents
-  rankwright encode --model runs/demo --data pydocs --side query --split test --out runs/demo.queries
+  rankwright encode --model runs/demo/run --data pydocs --out runs/demo.documents
+  rankwright encode --model runs/demo/run --data pydocs --side query --split test --out runs/demo.queries
 """
 
 

@@ -26,7 +26,7 @@ _COMMON: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
         },
     ),
     "device": (("--device",), {"default": "auto", "metavar": "DEV", "help": "auto, cpu or cuda[:i] (default: auto)"}),
-    "overwrite": (("--overwrite",), {"action": "store_true", "help": "replace an existing --out"}),
+    "overwrite": (("--overwrite",), {"action": "store_true", "help": "replace what is there already"}),
     "resume": (("--resume",), {"action": "store_true", "help": "go on where an interrupted run stopped"}),
     "json": (("--json",), {"action": "store_true", "help": "print one JSON document on stdout"}),
     "on-error": (

@@ -13,8 +13,8 @@ from retrieval.cli.flags import add_flags, add_model_flags, encoder_of
 from retrieval.errors import InputError
 
 EXAMPLES = """examples:
-  rankwright index --model runs/demo --data pydocs --out runs/demo.index
-  rankwright index --model runs/demo --data my-beir-folder --factory IVF256,Flat --search-parameter nprobe=16 \\
+  rankwright index --model runs/demo/run --data pydocs --out runs/demo.index
+  rankwright index --model runs/demo/run --data my-beir-folder --factory IVF256,Flat --search-parameter nprobe=16 \\
       --store-text --out my.index
   rankwright index --embeddings runs/demo.documents --out runs/demo.index
 """

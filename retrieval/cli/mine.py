@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
-  rankwright mine --model runs/demo --data pydocs --split train --out rows.jsonl
+  rankwright mine --model runs/demo/run --data pydocs --split train --out rows.jsonl
   rankwright mine --model M --data my-beir-folder --range 10:100 --sampling random --num-negatives 15 --out rows.jsonl
   rankwright mine --model M --data my-beir-folder --candidates dense,bm25 --reranker runs/reranker --out rows.jsonl
   rankwright mine --model M --data my-beir-folder --qrels labelled.tsv --out rows.jsonl
@@ -82,8 +82,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="whose score s+ is where a row has several positives (default: %(default)s)",
     )
     which.add_argument("--max-score", type=float, metavar="X", help="drop candidates with s > X")
-    which.add_argument("--num-negatives", type=int, default=DEFAULT_RULES.num_negatives, help="(default: %(default)s)")
-    which.add_argument("--sampling", choices=get_args(Sampling), default="top", help="(default: %(default)s)")
+    number = "of each query, at most (default: %(default)s)"
+    which.add_argument("--num-negatives", type=int, default=DEFAULT_RULES.num_negatives, help=number)
+    which.add_argument(
+        "--sampling",
+        choices=get_args(Sampling),
+        default="top",
+        help="of those left in the window: the first ones, any at random, or by gumbel the better-scored ones more "
+        "often (default: %(default)s)",
+    )
     which.add_argument(
         "--temperature",
         type=float,

@@ -44,7 +44,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=int, default=None, help="documents per query (default: 10 for a text, else 100)")
     parser.add_argument("--tag", default="rankwright", help="the run's name, its last column (default: rankwright)")
     parser.add_argument("--exclude-self", action="store_true", help="leave out the document whose id is the query's")
-    parser.add_argument("--verify", choices=["full", "size"], default="full", help="how the index is checked on load")
+    parser.add_argument(
+        "--verify",
+        choices=["full", "size"],
+        default="full",
+        help="checks of the index on load: full hashes every file, size compares their sizes alone (default: full)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

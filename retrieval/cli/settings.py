@@ -51,7 +51,10 @@ def apply_settings(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
             else:
                 action.default = _checked(parser, action, value)
         else:
-            raise InputError(f"unknown setting {key!r}{did_you_mean(dest.partition('.')[0], actions)}")
+            hint = did_you_mean(dest.partition(".")[0], actions)
+            if hint.startswith("; known") and "." not in dest and parser.get_default("nested") is not None:
+                hint = f"; if it is the loss's, write loss.{dest}{hint}"
+            raise InputError(f"unknown setting {key!r}{hint}")
     _refuse_unknown_flags(parser, arguments)
     # Flags may stand between positionals; but intermixed parsing loses a "--".
     parse = parser.parse_known_args if "--" in arguments else parser.parse_known_intermixed_args

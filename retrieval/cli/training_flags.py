@@ -23,6 +23,9 @@ _HELP = {
     "loss_learning_rate": "of learned settings (--set loss.scale=learned); default: 100 × --learning-rate",
     "gradient_accumulation_steps": "batches per optimizer step",
     "learning_rate": "peak rate of AdamW, with linear warm-up and decay",
+    "num_train_epochs": "passes over the training rows",
+    "weight_decay": "of AdamW; not of biases and normalisation weights",
+    "logging_steps": "optimizer steps between lines of metrics.jsonl",
     "max_steps": "optimizer steps; > 0 wins over --num-train-epochs",
     "warmup_ratio": "share of all steps",
     "max_grad_norm": "gradients are clipped to this norm; 0: not",
@@ -53,7 +56,8 @@ def add_training_flags(
         if f.name in given or f.name == "loss_settings":
             continue
         default = None if f.default is MISSING else f.default
-        shown = "" if default in (None, ()) else f" (default: {default})"
+        value = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        shown = "" if default in (None, ()) else f" (default: {value})"
         options: dict[str, Any] = {"default": default, "help": known.get(f.name, "") + shown}
         if f.type == "bool":
             options["action"] = argparse.BooleanOptionalAction

@@ -99,16 +99,16 @@ def test_a_query_whose_scores_are_out_of_order_changes_no_other(corpus):
 @pytest.mark.parametrize(
     ("scores", "ranks"),
     [
-        ([0.9, 0.8, 0.6, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.0], [2, 4]),  # one of ten neighbours rises
-        ([0.9, 0.8, 0.6, 0.7, 0.5, 0.4, 0.3, 0.2, 0.05, 0.1, 0.0], [math.nan] * 2),  # two of ten
-        ([0.9], [math.inf, math.inf]),
+        ([0.9, 0.8, 0.6, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.0], [[2, 2], [4, 4]]),  # one of ten neighbours rises
+        ([0.9, 0.8, 0.6, 0.7, 0.5, 0.4, 0.3, 0.2, 0.05, 0.1, 0.0], [[math.nan] * 2] * 2),  # two of ten
+        ([0.9], [[2, math.inf]] * 2),
     ],
 )
 def test_a_positive_has_a_rank_where_scores_fall_but_for_a_few(scores, ranks):
     names = [f"n{number}" for number in range(len(scores))]
     known = {"a": 0.85, "b": 0.65} | dict(zip(names, scores, strict=True))
     one = MinedQuery("q", ["a", "b"], names, np.arange(1.0, len(names) + 1), known)
-    assert one.positive_ranks() == pytest.approx(ranks, nan_ok=True)
+    assert one.positive_ranks() == pytest.approx(np.array(ranks), nan_ok=True)
     del known["b"]
     assert np.isnan(one.positive_ranks()).all()
 

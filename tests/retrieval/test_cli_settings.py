@@ -114,6 +114,8 @@ def test_the_name_of_a_nested_setting_is_the_setting_and_a_flag_wins_over_it(con
 def test_a_verb_without_nested_settings_refuses_them():
     with pytest.raises(InputError, match=r"unknown setting 'loss.temperature'; did you mean 'loss'"):
         parsed("--set", "loss.temperature=1", nested=False)
+    with pytest.raises(InputError, match=r"unknown setting 'zzz'; known: data"):
+        parsed("--set", "zzz=1", nested=False)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -198,7 +200,10 @@ def test_numbers_reach_flags_as_text_and_types_check_them(config):
         (["--set", "precision=fp16"], "setting 'precision': invalid choice: 'fp16'"),
         (["--set", "sed=1"], "unknown setting 'sed'; did you mean 'seed'"),
         (["--set", "learnin-rate=1"], "unknown setting 'learnin-rate'; did you mean 'learning_rate'"),
-        (["--set", "zzz=1"], "unknown setting 'zzz'; known: data, eval_full, items, learning_rate, loss"),
+        (
+            ["--set", "zzz=1"],
+            "unknown setting 'zzz'; if it is the loss's, write loss.zzz; known: data, eval_full, items, learn",
+        ),
         (["--set"], "argument --set: expected one argument; see: rankwright verb --help"),
         (["--config"], "argument --config: expected one argument; see: rankwright verb --help"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml: no such file"),

@@ -80,6 +80,7 @@ def test_the_page_names_findings_that_exist():
     named = {name for cell in table for name in re.findall(r"`(\w+)`", cell)}
     assert len(table) == 6
     assert named <= CAUSES.keys()
+    assert CAUSES.keys() <= set(re.findall(r"`(\w+)`", page))
 
 
 def test_every_limit_is_a_positive_number():

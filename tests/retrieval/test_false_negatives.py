@@ -15,7 +15,7 @@ TOP, DEEP = Band(1, 10), Band(31, 100)
 
 def query(positives, negatives, *, positive_ranks=1.0, first=1) -> ScoredQuery:
     positives, negatives = np.array(positives, dtype=np.float64), np.array(negatives, dtype=np.float64)
-    ranks = np.broadcast_to(np.array(positive_ranks, dtype=np.float64), positives.shape)
+    ranks = np.broadcast_to(np.array(positive_ranks, dtype=np.float64), positives.shape)[:, None].repeat(2, axis=1)
     return ScoredQuery(positives, ranks, negatives, np.arange(first, first + len(negatives), dtype=np.float64))
 
 
@@ -196,8 +196,17 @@ def test_a_counted_share_is_of_all_negatives():
         counted_share([1, 1], [2])
 
 
-def test_a_document_has_the_rank_of_the_first_negative_below_it():
-    ranks = ranks_among(np.array([9.0, 5.0, 4.0, 1.0]), np.array([8.0, 5.0, 3.0]), np.array([2.0, 3.0, 7.0]))
-    assert ranks.tolist() == [2, 7, 7, math.inf]  # a tie goes to the negative
-    assert ranks_among(np.array([1.0]), np.zeros(0), np.zeros(0)).tolist() == [math.inf]
+def test_a_document_has_a_rank_after_the_negative_above_it_and_up_to_that_of_the_one_below():
+    ranks = ranks_among(np.array([9.0, 6.0, 5.0, 4.0, 1.0]), np.array([8.0, 5.0, 3.0]), np.array([2.0, 3.0, 7.0]))
+    assert ranks.tolist() == [[1, 2], [3, 3], [4, 7], [4, 7], [8, math.inf]]  # a tie goes to the negative
+    assert ranks_among(np.array([1.0]), np.zeros(0), np.zeros(0)).tolist() == [[1, math.inf]]
+
+
+def test_positives_above_a_window_that_begins_deep_do_not_stand_in_its_first_band():
+    """Mined from rank 11 with the positives on top: what scores 5 there says nothing about ranks 11 to 30."""
+    miner = np.arange(0.9, 0.7, -0.01)
+    places = ranks_among(np.full(4, 0.95), miner, np.arange(11.0, 31.0))
+    queries = [ScoredQuery(np.full(4, 5.0), places, np.array([2.0] * 4 + [0.0] * 16), np.arange(11.0, 31.0))] * 10
+    assert not estimated_share(queries, Band(11, 30)).matched
+    assert estimated_share(queries, Band(1, 30)).matched  # though in these ranks they do
     assert str(DEEP) == "31-100"

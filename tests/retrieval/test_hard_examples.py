@@ -1,11 +1,13 @@
 """Runs with hard batches and hard negatives: what they do between steps, and that a cut changes no byte of it."""
 
+import itertools
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny_files import read_jsonl
+from tiny_files import make_tiny_collection, read_jsonl
 from training_runs import Crash, crash_in_step, lines, settings, weights
 
 from retrieval.checkpoints import checkpoint_folder, load_arrays
@@ -220,6 +222,35 @@ def test_nothing_is_mined_for_steps_that_are_never_taken(task, monkeypatch):
     monkeypatch.setattr(RefreshedNegatives, "refresh", lambda self, numbers, step: mined.append(sorted(numbers)))
     found.hard.before(3, 4, found.steps_per_epoch, 1)
     assert mined == [sorted(found.batcher.epoch(0)[3].tolist())]
+
+
+def test_each_pause_tells_its_own_seconds(task, monkeypatch):
+    """A sum would begin anew after a resume."""
+    ticks = itertools.count()
+    monkeypatch.setattr("retrieval.hard_examples.time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    found = begun(task(**REFRESHED))
+    assert found.hard.news() == {"pause_seconds": 1.0}
+    found.hard.before(3, 100, found.steps_per_epoch, 1)
+    assert found.hard.news() == {"pause_seconds": 1.0}
+
+
+@pytest.mark.parametrize("brings_text", [False, True])
+def test_what_the_model_cannot_tell_from_a_positive_is_no_negative_after_a_refresh_either(task, tmp_path, brings_text):
+    """Equal in all tokens that are read, and first of all in a search; no margin keeps it out."""
+    data = make_tiny_collection(tmp_path / "twins")
+    corpus = read_jsonl(data / "corpus.jsonl")
+    head = " ".join(["berry"] * 40)
+    twins = [{"_id": f"twin {i}", "title": "", "text": f"{head} {i}"} for i in range(2)]
+    (data / "corpus.jsonl").write_text("".join(json.dumps(one) + "\n" for one in corpus + twins))
+    given = {"positives": [f"{head} given"]} if brings_text else {"positive_ids": ["twin 0"]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"query": f"berry {i}", **given}) + "\n" for i in range(8)))
+    how = REFRESHED | {"refresh_depth": 0, "refresh_range": "1:100", "num_negatives": len(corpus) + 1}
+    found = begun(task(**how, data=str(data), rows=[str(path)], document_max_length=8))
+    found.hard._refreshed.refresh(range(8), 3)
+    for row in found.batcher.rows:
+        assert row.negative_ids
+        assert not [doc_id for doc_id in row.negative_ids if doc_id.startswith("twin")]
 
 
 def test_the_store_spares_the_second_run_the_first_search(task, monkeypatch):

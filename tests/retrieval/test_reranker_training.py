@@ -68,6 +68,18 @@ def test_a_new_output_layer_at_even_odds_is_told(tiny_model, tiny_collection, ca
     assert not starts_at_even_odds(task.model)
 
 
+def test_a_low_learning_rate_of_a_new_output_layer_is_told(tiny_model, tiny_collection, caplog):
+    task = task_of(tiny_model, tiny_collection, learning_rate=2e-5)
+    assert "learns little in a short training at a learning rate of 2e-05; try --learning-rate 1e-4" in caplog.text
+    caplog.clear()
+    task_of(tiny_model, tiny_collection, learning_rate=1e-4)
+    with torch.no_grad():
+        task.model.transformer.classifier.bias += 1
+    task.reranker.save(Path("trained"))
+    task_of("trained", tiny_collection, learning_rate=2e-5)
+    assert "output layer" not in caplog.text
+
+
 # --- the same bytes ---------------------------------------------------------------------------------------------------
 
 
