@@ -86,10 +86,12 @@ def fit_bradley_terry(wins: ArrayLike, *, prior: float | None = None) -> Bradley
 
     Args:
         wins: (n, n) ≥ 0, [i, j] how often i beat j; parts of a win are allowed, the diagonal is 0.
-        prior: wins to add each way. None: 0 where the likelihood has a maximum, 1/2 where it has none.
+        prior: wins to add each way. None: 0 where the likelihood has a maximum that is not too far away to be reached
+            (strengths some hundreds apart), else 1/2.
 
     Raises:
-        ValueError: at wins of another shape, negative or not finite; when there is no maximum with `prior=0`.
+        ValueError: at wins of another shape, negative or not finite; when there is no maximum with `prior=0`, or it is
+            too far away with a prior that is given.
 
     Sources: Bradley and Terry 1952 (doi:10.1093/biomet/39.3-4.324); Hunter 2004 (doi:10.1214/aos/1079120141), the MM
     updates and the condition; the half win is the usual remedy, and with 1/2 each way a single game tells log 3.
@@ -100,6 +102,7 @@ def fit_bradley_terry(wins: ArrayLike, *, prior: float | None = None) -> Bradley
         raise ValueError(f"prior must be ≥ 0, got {prior}")
     compared = (won + won.T) > 0
     parts, has_maximum = _connections(won)
+    is_given = prior is not None
     if prior is None:
         prior = 0.0 if has_maximum else PRIOR
     elif prior == 0 and not has_maximum:
@@ -109,6 +112,14 @@ def fit_bradley_terry(wins: ArrayLike, *, prior: float | None = None) -> Bradley
         )
     counted = won + prior * compared
     strengths = _climb(counted, parts)
+    if strengths is None and not is_given and prior == 0:
+        prior, counted = PRIOR, won + PRIOR * compared
+        strengths = _climb(counted, parts)
+    if strengths is None:
+        message = (
+            f"strengths still move after {_MOST_STEPS} steps; are wins of very different sizes? Give a larger prior"
+        )
+        raise ValueError(message)
     games = counted + counted.T
     covariance = _pseudo_inverse(_information(strengths, games), parts)
     return BradleyTerry(strengths=strengths, covariance=covariance, parts=parts, prior=float(prior))
@@ -229,8 +240,8 @@ def _connections(won: Floats) -> tuple[NDArray[np.int64], bool]:
     return parts.astype(np.int64), bool(n_strong == n_parts)
 
 
-def _climb(won: Floats, parts: NDArray[np.int64]) -> Floats:
-    """Return the strengths of the highest likelihood, which must exist.
+def _climb(won: Floats, parts: NDArray[np.int64]) -> Floats | None:
+    """Return the strengths of the highest likelihood, which must exist; None where it is too far away.
 
     Where no compared pair's difference changes by more than r, the information changes by a factor of at most e^r. A
     Newton step cut to r = 1/2 < log 2 therefore always climbs, without a search along it.
@@ -250,7 +261,7 @@ def _climb(won: Floats, parts: NDArray[np.int64]) -> Floats:
         strengths = _centred(strengths + step * min(1.0, _LONGEST_STEP / max(longest, 1e-300)), parts)
         if longest <= 1e-9:
             return strengths
-    raise ValueError(f"strengths still move after {_MOST_STEPS} steps; are wins of very different sizes? Give a prior")
+    return None
 
 
 def _centred(strengths: Floats, parts: NDArray[np.int64]) -> Floats:

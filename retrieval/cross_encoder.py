@@ -47,6 +47,7 @@ class CrossEncoder:
         source: where the model was loaded from: a `package:` or hub name, or an absolute path.
         precision: "fp32" or "bf16", that of the transformer's arithmetic in `score`.
         batch_tokens: tokens of one forward pass, padding included.
+        has_new_output: whether the output layer was drawn at loading, so that scores mean nothing before a training.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class CrossEncoder:
         source: str,
         precision: str = "fp32",
         batch_tokens: int | None = None,
+        has_new_output: bool = False,
     ) -> None:
         if batch_tokens is not None and batch_tokens < 1:
             raise InputError(f"batch_tokens must be >= 1, got {batch_tokens}")
         self.model, self.pairs, self.source, self.precision = model.eval(), pairs, source, precision
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"])
+        self.has_new_output = has_new_output
         self._inference_model: PairScorer | None = None
 
     @classmethod
@@ -117,6 +120,7 @@ class CrossEncoder:
             source=str(model) if str(model).startswith("package:") else place,
             precision=resolve_precision(precision, where),
             batch_tokens=batch_tokens,
+            has_new_output=loaded.has_new_output,
         )
 
     @property

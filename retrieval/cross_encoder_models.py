@@ -40,11 +40,13 @@ class LoadedScorer:
         scorer: the model, float32, on its device.
         tokenizer: the tokenizer of transformers; pads on the right.
         settings: what the folder's config says under `rankwright`; empty where it says nothing.
+        has_new_output: whether the output layer was drawn, since the folder has none: scores mean nothing yet.
     """
 
     scorer: PairScorer
     tokenizer: Any
     settings: dict[str, Any]
+    has_new_output: bool
 
 
 def load_scorer(
@@ -89,7 +91,7 @@ def load_scorer(
         raise InputError(
             f"has a tokenizer of {words} words for {rows} word vectors; are its files missing?", path=folder
         )
-    return LoadedScorer(scorer.float().to(device).eval(), tokenizer, settings)
+    return LoadedScorer(scorer.float().to(device).eval(), tokenizer, settings, _needs_output(chosen, config))
 
 
 def save_scorer(scorer: PairScorer, tokenizer: Any, folder: Path, *, settings: dict[str, Any], card: str) -> None:
@@ -163,7 +165,7 @@ def _choose(asked: str, config: dict[str, Any], folder: Path) -> str:
     own = config.get("rankwright", {}).get("architecture")
     name = str((config.get("architectures") or [""])[0])
     is_t5 = config.get("model_type") in _T5_TYPES
-    if own is None and name.endswith("ForSequenceClassification"):
+    if own is None and _is_classifier(config):
         own = "classifier"
     if own is not None and own not in ARCHITECTURES:
         raise InputError(f"is of the architecture {own!r}, which this version does not know", path=folder)
@@ -177,6 +179,17 @@ def _choose(asked: str, config: dict[str, Any], folder: Path) -> str:
         wanted = "encoder or encoder_decoder" if is_t5 else "classifier, set or pairwise"
         raise InputError(f"is a {config.get('model_type')}; wanted the architecture {wanted}, got {asked}", path=folder)
     return asked
+
+
+def _needs_output(architecture: str, config: dict[str, Any]) -> bool:
+    """Return whether the folder lacks the layer that makes the score; with encoder_decoder it is a word's logit."""
+    if architecture in (config.get("rankwright", {}).get("architecture"), "encoder_decoder"):
+        return False
+    return architecture not in ("classifier", "set") or not _is_classifier(config)
+
+
+def _is_classifier(config: dict[str, Any]) -> bool:
+    return str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
 
 
 def _build(architecture: str, folder: Path, settings: dict[str, Any]) -> tuple[PairScorer, Any]:
@@ -217,8 +230,7 @@ def _build(architecture: str, folder: Path, settings: dict[str, Any]) -> tuple[P
 
 def _classifier(auto: Any, folder: Path) -> Any:
     """Load a sequence classifier; an encoder gets an output layer with one label, and a pooler if it has none."""
-    config = _read_config(folder)
-    is_encoder = not str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
+    is_encoder = not _is_classifier(_read_config(folder))
     return _weights(auto, folder, has_new_head=is_encoder, **({"num_labels": 1} if is_encoder else {}))
 
 

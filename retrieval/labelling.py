@@ -191,7 +191,7 @@ def _cuts(
 ) -> NDArray[np.float64]:
     """Return the scores from which each grade begins."""
     if thresholds is not None:
-        return np.array(thresholds, dtype=np.float64)
+        return np.array(thresholds, dtype=np.float32).astype(np.float64)  # as the scores are
     scores = np.concatenate([score_array(found).astype(np.float64) for found in lists.values()])
     if not len(scores):
         return scores

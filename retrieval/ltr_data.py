@@ -68,6 +68,8 @@ def load_ltr_data(config: LtrConfig) -> LtrData:
     if dev is not None and not (dev.labels > 0).any():
         logger.warning("no dev document has a grade > 0: nothing is validated")
         dev = None
+    if "test" in lists and not (lists["test"].labels > 0).any():
+        logger.warning("no test document has a grade > 0: its measures are 0 and say nothing")
     if not (train.labels > 0).any():
         raise InputError("no training document has a grade > 0; there is nothing to learn", path=config.features)
     train = without_unseen_features(train)

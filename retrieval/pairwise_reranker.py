@@ -64,16 +64,22 @@ class PairwiseReranker:
     def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[NDArray[np.float32]]:
         """Return the scores of every query's documents, (documents,) float32; larger is better.
 
-        They order the documents of one query and mean nothing beyond: places, rounds survived, mean logits, shares of
-        duels won, or strengths, as the strategy has it.
+        They order the documents of one query and mean nothing beyond: places, mean logits, shares of duels won, or
+        strengths, as the strategy has it.
         """
         check_texts(queries, documents)
         with progress(total=len(queries), unit="lists", label="tournaments") as bar:
             found = []
             for query, texts in zip(queries, documents, strict=True):
-                found.append(self.rank(query, texts).scores.astype(np.float32))
+                found.append(self._scores(self.rank(query, texts)))
                 bar.update(1)
         return found
+
+    def _scores(self, ranking: Ranking) -> NDArray[np.float32]:
+        scores = ranking.scores.astype(np.float32)
+        if self.strategy == "knockout":  # the rounds that documents survived tie, and the order does not
+            scores[ranking.order] = np.arange(len(scores), 0, -1)
+        return scores
 
     def rank(self, query: str, documents: Sequence[str]) -> Ranking:
         """Return the whole result of a query's tournament; each of its calls is a duel, which the model reads twice."""

@@ -95,8 +95,8 @@ def load_reranker(
         tournament: for a pairwise model alone: strategy, top and budget, as in `PairwiseReranker`.
 
     Raises:
-        InputError: when the model cannot be found or loaded, or is a ranker of features, or is not pairwise and got
-            settings of a tournament.
+        InputError: when the model cannot be found or loaded, is an encoder without an output layer or a ranker of
+            features, or is not pairwise and got settings of a tournament.
     """
     from retrieval.cross_encoder import CrossEncoder
 
@@ -111,6 +111,9 @@ def load_reranker(
         max_length=max_length,
         batch_tokens=batch_tokens,
     )
+    if found.has_new_output:
+        message = "is an encoder without an output layer, whose scores would be chance; wanted a reranker"
+        raise InputError(f"{message}: train one with `rankwright train-reranker --model {model}`", path=model)
     if found.model.architecture != "pairwise" and not tournament:
         return found
     from retrieval.pairwise_reranker import PairwiseReranker

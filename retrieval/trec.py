@@ -317,6 +317,14 @@ def check_id(text: Any, what: str) -> None:
         raise InputError(f"{what} {text!r} begins with U+FEFF, which a TREC run cannot carry")
 
 
+def check_ids(run: Run) -> None:
+    """Refuse a run that was read from a file of another tool and could not be written."""
+    for query_id, scores in run.items():
+        check_id(query_id, "query id")
+        for doc_id in scores:
+            check_id(doc_id, "document id")
+
+
 def run_lines(query_id: str, scores: Mapping[str, float], tag: str) -> Iterator[str]:
     """Yield the lines of one query, best first, without line ends; ranks start at 1.
 

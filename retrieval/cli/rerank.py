@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from retrieval.collection import Collection
     from retrieval.reranking import rerank
     from retrieval.scored_blocks import blocks_folder, open_blocks
-    from retrieval.trec import read_run, write_run
+    from retrieval.trec import check_ids, read_run, write_run
 
     if args.resume and Path(args.out).exists() and not blocks_folder(Path(args.out)).exists():
         logger.warning("%s is complete; nothing to do (whether it has these settings was not looked at)", args.out)
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     with open_blocks(Path(args.out), resume=args.resume) as blocks:
         found = read_run(Path(args.run))
+        check_ids(found)  # before hours of scoring: the result has the same ones
         collection = Collection.load(args.data)
         queries = _queries(args, collection)
         found = _of_split(args, found, queries, collection)

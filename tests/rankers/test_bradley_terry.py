@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import expit
 
 from rankers.bradley_terry import fit_bradley_terry, misfit
 
@@ -149,6 +150,17 @@ def test_nobody_and_one():
 def test_bad_wins_are_refused(wins, message):
     with pytest.raises(ValueError, match=message):
         fit_bradley_terry(wins)
+
+
+def test_a_maximum_that_is_too_far_away_gets_the_half_win():
+    """100 candidates who win with 1 - 2e-6 against all behind them: their strengths would lie 1,300 apart."""
+    chances = expit(np.where(np.triu(np.ones((100, 100)), 1) > 0, 13.0, -13.0))
+    np.fill_diagonal(chances, 0)
+    fit = fit_bradley_terry(chances)
+    assert fit.prior == 0.5
+    assert (np.diff(fit.strengths) < 0).all()
+    with pytest.raises(ValueError, match="strengths still move"):
+        fit_bradley_terry(chances, prior=0)
 
 
 def test_a_fit_that_does_not_exist_is_refused_without_a_prior():

@@ -161,7 +161,10 @@ def interrupted(*_):
 
 def test_rerank_with_a_model(cli, runs, collection, tiny_model):
     pytest.importorskip("sentence_transformers", reason="needs the train extra")
-    arguments = ["--model", tiny_model, "--data", collection.path, "--k", 5, "--precision", "fp32", "--device", "cpu"]
+    from retrieval.cross_encoder import CrossEncoder
+
+    CrossEncoder.load(tiny_model, precision="fp32", device="cpu").save(Path("saved"))
+    arguments = ["--model", "saved", "--data", collection.path, "--k", 5, "--precision", "fp32", "--device", "cpu"]
     status, _, err = cli("rerank", "--run", runs / "test.run", *arguments, "--out", "r.run")
     assert status == 0, err
     old, new = read_run(runs / "test.run"), read_run("r.run")
@@ -327,6 +330,13 @@ def test_each_mistake_is_one_line(cli, runs, collection, stub, arguments, expect
     Path("folder").mkdir()
     one_error(cli(*arguments.format(r=runs, c=collection.path).split()), expected)
     assert sorted(os.listdir()) == ["folder", "taken"]
+
+
+def test_ids_that_no_run_can_hold_are_refused_before_anything_is_scored(cli, collection, stub, tmp_path):
+    (tmp_path / "blank.run").write_text("q-saddle-0 Q0 a\u00a0b 1 1.0 x\n", encoding="utf-8")
+    status, _, err = cli("rerank", "--run", "blank.run", "--model", "M", "--data", collection.path, "--out", "out.run")
+    assert (status, stub.seen) == (2, [])
+    assert r"document id 'a\xa0b' holds U+00A0, which a TREC run cannot carry" in err
 
 
 def test_unknown_documents_are_skipped_when_asked(cli, runs, collection, stub):

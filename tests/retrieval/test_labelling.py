@@ -55,6 +55,12 @@ def test_grades_by_thresholds(labelled):
     assert not rows["a"].positive_scores
 
 
+def test_a_score_that_equals_a_threshold_reaches_it(labelled):
+    """Scores are float32, in which 0.7 is a little less than it is as a Python number."""
+    rows = labelled("graded", run={"a": {"d3": 0.7, "d5": 0.3}}, thresholds=[0.3, 0.7])
+    assert dict(zip(rows["a"].negative_ids, rows["a"].negative_labels, strict=True)) == {"d3": 2.0, "d5": 1.0}
+
+
 def test_a_judgement_lifts_a_grade_and_never_lowers_it(labelled):
     rows = labelled("graded", run={"a": {"d1": 9.0, "d7": -9.0}}, thresholds=[0, 1, 2, 3])
     assert rows["a"].positive_labels == (4.0, 1.0)

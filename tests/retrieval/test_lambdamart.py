@@ -146,6 +146,19 @@ def test_a_tree_that_lightgbm_takes_back_is_not_counted(tmp_path):
     assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == result.steps
 
 
+def test_leaves_smaller_than_lightgbms_own_least_are_grown(tmp_path):
+    """10 of 100 documents are relevant and one feature names them; LightGBM would leave it out, which splits off 10."""
+    found = lists(20, docs=5)
+    features, labels = np.random.default_rng(0).normal(size=found.features.shape), np.zeros(len(found.labels))
+    labels[::10] = 2
+    features[:, 0] = labels
+    path = written(tmp_path / "train.txt", replace(found, features=features, labels=labels))
+    settings = {"scorer": "lambdamart", "num_trees": 5, "min_data_in_leaf": 5, "num_leaves": 4}
+    train_ltr(features=path, **settings, eval_strategy="no", out=str(tmp_path / "run"))
+    booster = FeatureRanker.load(tmp_path / "run").model.booster
+    assert booster.feature_importance("split")[0] == 5  # in each tree
+
+
 def test_where_no_split_is_possible_one_constant_tree_is_kept(tmp_path):
     found = lists(4)
     path = written(tmp_path / "train.txt", replace(found, features=np.ones_like(found.features)))

@@ -123,6 +123,8 @@ def test_dev_without_a_relevant_document_validates_nothing(load, caplog):
     other = lists(2, prefix="v")
     assert load(lists(5), replace(other, labels=np.zeros_like(other.labels))).dev is None
     assert "no dev document has a grade > 0: nothing is validated" in caplog.text
+    load(lists(5), lists(2, prefix="v"), replace(lists(2, prefix="t"), labels=np.zeros(len(other.labels))))
+    assert "no test document has a grade > 0: its measures are 0 and say nothing" in caplog.text
 
 
 def test_files_from_which_nothing_can_be_learned_are_refused(load):

@@ -94,6 +94,14 @@ def test_every_strategy_scores_every_document_and_costs_two_sequences_a_duel(rea
         assert 2 * 6 <= spent < 2 * (7 + 3 * 3)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_scores_have_the_order_of_the_tournament(reader, strategy):
+    """In knockout the rounds survived tie, and the order says who lost to whom."""
+    ranker = PairwiseReranker(reader, strategy=strategy)
+    (scores,) = ranker.score(QUERIES[:1], [TEXTS[:8]])
+    assert np.argsort(-scores, kind="stable").tolist() == ranker.rank(QUERIES[0], TEXTS[:8]).order.tolist()
+
+
 def test_the_order_of_the_documents_changes_no_order_of_all_pairs(reader):
     ranker = PairwiseReranker(reader, strategy="max_logits")
     turned = np.random.default_rng(0).permutation(8)

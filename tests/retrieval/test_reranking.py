@@ -156,9 +156,19 @@ def test_the_fingerprint_knows_the_texts(corpus):
     assert known == {"reranker": StubReranker().fingerprint(), "corpus_sha256": corpus.sha256}
 
 
-def test_a_real_cross_encoder_is_opened(tiny_model, corpus):
+def test_an_encoder_without_an_output_layer_is_no_reranker(tiny_model):
+    """Its scores would be chance: `rerank --model` with a dual encoder is the slip."""
     pytest.importorskip("sentence_transformers", reason="needs the train extra")
-    reranker = load_reranker(tiny_model, precision="fp32", device="cpu", max_length=32)
+    with pytest.raises(InputError, match=r"without an output layer, whose scores would be chance.*train-reranker"):
+        load_reranker(tiny_model, precision="fp32", device="cpu")
+
+
+def test_a_real_cross_encoder_is_opened(tiny_model, corpus, tmp_path):
+    pytest.importorskip("sentence_transformers", reason="needs the train extra")
+    from retrieval.cross_encoder import CrossEncoder
+
+    CrossEncoder.load(tiny_model, precision="fp32", device="cpu").save(tmp_path / "saved")
+    reranker = load_reranker(tmp_path / "saved", precision="fp32", device="cpu", max_length=32)
     found = rerank(RUN, reranker, QUERIES, corpus, k=3)
     expected = reranker.score([QUERIES["q3"]], [corpus.texts([0, 2])])[0]
     assert found["q3"] == pytest.approx(dict(zip(["d1", "d3"], expected.tolist(), strict=True)), abs=1e-5)
