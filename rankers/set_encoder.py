@@ -5,6 +5,14 @@ layer the queries come from the tokens of the sequence; keys and values come fro
 all other documents of the list. Positions begin anew in every sequence, so nothing tells the order of the documents:
 scores of a reordered list are the reordered scores.
 
+A model that has learned from lists of 8 reads lists of 100 badly as it is: the others take 14 times the attention that
+they had. With a `set_size` of s the n - 1 others of a document count as s - 1, whatever n is:
+
+    logit of another's [INT] key  +  log((s - 1) / (n - 1))
+
+which changes nothing in lists of s documents. (The public implementation makes every list one of 100 documents, with
+[INT] states drawn from a normal distribution; this does the same to the attention, and nothing is left to chance.)
+
 The attention of transformers is a function that can be exchanged, and what the caller of a model adds to the call
 reaches it. So the key of a document's [INT] state, which is row 1 of the keys, is appended to the keys of the others.
 A list that is padded to the longest one appends masked copies; padding documents are never computed.
@@ -34,12 +42,20 @@ class Interaction(NamedTuple):
 
     others: Tensor  # (n, longest list) long: the sequences of the same list, any number at padding
     where: Tensor  # (n, longest list) bool: True where `others` names another document of the list
+    offsets: Tensor  # (n,) float32: added to the logits of the others' keys
 
 
-def interaction(sizes: Sequence[int], *, device: torch.device | str | None = None) -> Interaction:
+def interaction(
+    sizes: Sequence[int], *, set_size: int | None = None, device: torch.device | str | None = None
+) -> Interaction:
     """Return who sees whom in lists that lie behind one another, `sizes[i]` documents in list i.
 
     A list of no documents is allowed. A document does not see its own [INT] state a second time.
+
+    Args:
+        sizes: documents of each list.
+        set_size: as how many documents each list counts, at least 2; None: as many as it has.
+        device: of the result.
     """
     is_real = valid_entries(sizes, device=device)
     lengths = torch.as_tensor(sizes, dtype=torch.long, device=device)
@@ -47,7 +63,11 @@ def interaction(sizes: Sequence[int], *, device: torch.device | str | None = Non
     members = torch.where(is_real, starts[:, None] + torch.arange(is_real.shape[1], device=device), 0)
     others = members.repeat_interleave(lengths, dim=0)
     own = torch.arange(len(others), device=device)[:, None]
-    return Interaction(others, is_real.repeat_interleave(lengths, dim=0) & (others != own))
+    weights = torch.ones(len(lengths), device=device)
+    if set_size is not None:
+        weights = (set_size - 1) / (lengths - 1).clamp(min=1)
+    offsets = weights.log().repeat_interleave(lengths)
+    return Interaction(others, is_real.repeat_interleave(lengths, dim=0) & (others != own), offsets)
 
 
 class SetScorer(PairScorer):
@@ -55,17 +75,26 @@ class SetScorer(PairScorer):
 
     Attributes:
         attention: the name of the attention of transformers that it extends.
+        set_size: as how many documents each list counts, at least 2: those of the lists that it learns from; None: as
+            many as it has, which is the paper's formula.
     """
 
     architecture = "set"
 
-    def __init__(self, transformer: Any, attention: str = "sdpa") -> None:
+    def __init__(self, transformer: Any, attention: str = "sdpa", set_size: int | None = None) -> None:
         super().__init__(transformer)
+        if set_size is not None and set_size < 2:
+            raise ValueError(f"set_size must be at least 2 documents, got {set_size}")
+        self.set_size = set_size
         check_classifier(transformer)
         kind = transformer.config.model_type
         if kind not in MODEL_TYPES:
             raise ValueError(f"a Set-Encoder needs an encoder of type {', '.join(MODEL_TYPES)}; this one is {kind}")
         self.use_attention(attention)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the size that every list counts as, if there is one."""
+        return {} if self.set_size is None else {"set_size": self.set_size}
 
     def use_attention(self, name: str) -> None:
         """Extend the attention that is registered in transformers under `name`, such as "sdpa"."""
@@ -98,7 +127,7 @@ class SetScorer(PairScorer):
             return difference(self.transformer(**features).logits)
         if sum(sizes) != count:
             raise ValueError(f"got {count} sequences for lists that hold {sum(sizes)}")
-        shared = interaction(sizes, device=features["input_ids"].device)
+        shared = interaction(sizes, set_size=self.set_size, device=features["input_ids"].device)
         return difference(self.transformer(**features, interaction=shared).logits)
 
 
@@ -118,7 +147,7 @@ def sharing_attention(attention: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         if interaction is not None:
-            attention_mask = _extended_mask(attention_mask, query, interaction.where)
+            attention_mask = _extended_mask(attention_mask, query, interaction)
             key, value = (_with_others(states, interaction.others) for states in (key, value))
         return attention(module, query, key, value, attention_mask, **kwargs)
 
@@ -132,12 +161,13 @@ def _with_others(states: Tensor, others: Tensor) -> Tensor:
     return torch.cat([states, shared.transpose(1, 2)], dim=2)
 
 
-def _extended_mask(mask: Tensor | None, query: Tensor, where: Tensor) -> Tensor:
+def _extended_mask(mask: Tensor | None, query: Tensor, interaction: Interaction) -> Tensor:
     """Return the (n, 1, 1, tokens + longest list) mask; all rows of a mask over padding alone are equal."""
     n, _, tokens, _ = query.shape
     own = query.new_zeros((n, 1, 1, tokens)) if mask is None else mask[:, :, :1].to(query.dtype)
     lowest = torch.finfo(query.dtype).min
-    others = query.new_zeros(where.shape).masked_fill(~where, lowest)[:, None, None]
+    offsets = interaction.offsets.to(query.dtype)[:, None].expand(interaction.where.shape)
+    others = offsets.masked_fill(~interaction.where, lowest)[:, None, None]
     return torch.cat([own, others], dim=3)
 
 

@@ -225,7 +225,7 @@ def _build(architecture: str, folder: Path, settings: dict[str, Any]) -> tuple[P
             message = f"is a Set-Encoder whose tokenizer lacks {INTERACTION_TOKEN}; are its files complete?"
             raise InputError(message, path=folder)
         _add_interaction_token(transformer, tokenizer)
-    return SetScorer(transformer), tokenizer
+    return SetScorer(transformer, set_size=settings.get("set_size")), tokenizer
 
 
 def _classifier(auto: Any, folder: Path) -> Any:

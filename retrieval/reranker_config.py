@@ -23,6 +23,7 @@ class RerankerConfig(LoopConfig):
         "num_positives": 1,
         "num_negatives": 0,
         "num_pairs": 1,
+        "set_size": 0,
         "eval_depth": 2,
         "eval_queries": 1,
         "batch_tokens": 1,
@@ -46,6 +47,7 @@ class RerankerConfig(LoopConfig):
     per_device_train_batch_size: int = 16  # lists of an optimizer step, or of each of its accumulated parts
     num_positives: int = 1  # relevant documents of a list, drawn by the seed in each epoch
     num_negatives: int = 7  # other documents of a list, drawn likewise: given ones first, then from run or BM25
+    set_size: int | None = None  # as how many a list counts in architecture=set; None: as in training; 0: as it is
     num_pairs: int = 7  # pairs of a list with different labels, drawn likewise; for architecture=pairwise
     # validation
     eval_queries: int = 100  # dev queries that are reranked, chosen by hash
@@ -60,6 +62,12 @@ class RerankerConfig(LoopConfig):
         LoopConfig.__post_init__(self)  # super() does not know a dataclass with slots
         if self.num_positives + self.num_negatives < 2:
             raise InputError("num_positives=1 with num_negatives=0 makes lists of one document; raise either")
+        if self.set_size == 1:
+            raise InputError("set_size must be at least 2 documents, or 0 for lists as they are; got 1")
+        if self.set_size is not None and self.architecture not in ("auto", "set"):
+            raise InputError(
+                f"set_size needs architecture=set, whose documents see each other; got {self.architecture}"
+            )
         if self.novelty and self.architecture not in ("auto", "set"):
             raise InputError(f"novelty needs architecture=set, whose documents see each other; got {self.architecture}")
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from rankers.losses import LossSum, RankingLoss
+from rankers.set_encoder import SetScorer
 from retrieval.candidate_lists import ListBatcher, Pool
 from retrieval.cross_encoder import CrossEncoder
 from retrieval.cross_encoder_models import choose_attention
@@ -132,6 +133,8 @@ class RerankerTask(NothingBetweenSteps):
         )
         if config.novelty and not self.reranker.reads_lists:
             raise InputError("novelty needs a model whose documents see each other; give --architecture set")
+        if config.set_size is not None and not self.reranker.reads_lists:
+            raise InputError("set_size needs a model whose documents see each other; give --architecture set")
         self.model = self.reranker.model
         self.is_pairwise = self.model.architecture == "pairwise"
         self.ranker: Reranker = PairwiseReranker(self.reranker) if self.is_pairwise else self.reranker
@@ -152,6 +155,9 @@ class RerankerTask(NothingBetweenSteps):
             seed=config.seed,
         )
         self._refuse_what_changes_nothing()
+        if isinstance(self.model, SetScorer):
+            size = self.batcher.num_positives + self.batcher.num_negatives
+            self.model.set_size = (size if config.set_size is None else config.set_size) or None
         self.pool.check(self.batcher.query_number, config.run)
         if self.batcher.dropped:
             logger.info("%d training rows have no positive of the loss's grade and are left out", self.batcher.dropped)

@@ -36,6 +36,8 @@ _HELP = {
     "per_device_train_batch_size": "lists of a batch",
     "num_positives": "relevant documents of a list, drawn by the seed in each epoch",
     "num_negatives": "other documents of a list",
+    "set_size": "as how many documents a list counts with --architecture set, however many it has; default: as those "
+    "of training; 0: as it is (the paper's formula)",
     "num_pairs": "pairs of a list with different labels that are compared, with --architecture pairwise",
     "early_stopping_patience": "validations without a better dev nDCG@10 before the run stops; 0: never",
     "eval_queries": "dev queries whose candidates are reranked in a validation",

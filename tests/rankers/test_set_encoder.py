@@ -43,8 +43,14 @@ def test_scores_of_a_reordered_list_are_the_reordered_scores(kind):
     assert before.std() > 0.01  # they differ, so that an order could be lost
 
 
-@given(st.lists(st.integers(3, 15), min_size=1, max_size=7), st.integers(0, 99), st.randoms(use_true_random=False))
-def test_any_order_of_any_list(scorer, lengths, seed, random):
+@given(
+    st.lists(st.integers(3, 15), min_size=1, max_size=7),
+    st.integers(0, 99),
+    st.sampled_from([None, 2, 9]),
+    st.randoms(use_true_random=False),
+)
+def test_any_order_of_any_list(scorer, lengths, seed, set_size, random):
+    scorer = SetScorer(scorer.transformer, set_size=set_size)
     features = sequences(lengths, seed=seed)
     order = list(range(len(lengths)))
     random.shuffle(order)
@@ -96,8 +102,8 @@ def test_one_document_is_a_plain_cross_encoder(kind):
 def test_with_the_interaction_masked_it_is_a_plain_cross_encoder(scorer, monkeypatch):
     features = sequences([9, 5, 7])
 
-    def blind(sizes, *, device=None):
-        found = interaction(sizes, device=device)
+    def blind(sizes, **settings):
+        found = interaction(sizes, **settings)
         return found._replace(where=torch.zeros_like(found.where))
 
     seeing = scores(scorer, features, [3])
@@ -105,6 +111,40 @@ def test_with_the_interaction_masked_it_is_a_plain_cross_encoder(scorer, monkeyp
     masked = scores(scorer, features, [3])
     close(masked, scores(scorer, features, None))
     assert (masked - seeing).abs().max() > 1e-3
+
+
+# --- lists that are longer or shorter than in training -------------------------------------------------------------
+
+
+def test_a_list_of_the_set_size_is_scored_by_the_papers_formula(scorer):
+    features = sequences([9, 5, 7, 6])
+    sized = SetScorer(scorer.transformer, set_size=4)
+    close(scores(sized, features, [4]), scores(scorer, features, [4]), 1e-6)
+    assert (scores(sized, features, [2, 2]) - scores(scorer, features, [2, 2])).abs().max() > 1e-4
+    assert sized.settings() == {"set_size": 4}
+    assert scorer.settings() == {}
+
+
+@pytest.mark.parametrize("set_size", [2, 8])
+def test_copies_of_the_other_document_do_not_shout_it_down(set_size):
+    """In one layer, n - 1 equal others are one other of the same weight; without a set size they are not."""
+    transformer = classifier(num_hidden_layers=1)
+    first, other = rows(sequences([8, 8]), [0]), rows(sequences([8, 8]), [1])
+
+    def score(copies, size):
+        features = {name: torch.cat([values, *[other[name]] * copies]) for name, values in first.items()}
+        return float(scores(SetScorer(transformer, set_size=size), features, [1 + copies])[0])
+
+    assert score(5, set_size) == pytest.approx(score(1, set_size), abs=1e-6)
+    assert abs(score(5, None) - score(1, None)) > 1e-4
+
+
+def test_weights_by_hand():
+    found = interaction([3, 1, 0, 2], set_size=5)
+    assert found.offsets.exp().tolist() == pytest.approx([2, 2, 2, 4, 4, 4])  # 4/2, alone: no others, 4/1
+    assert interaction([3, 1]).offsets.tolist() == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match="set_size must be at least 2 documents, got 1"):
+        SetScorer(classifier(), set_size=1)
 
 
 # --- batches and padding -------------------------------------------------------------------------------------------

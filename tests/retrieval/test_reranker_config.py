@@ -57,6 +57,8 @@ def test_settings_reload_from_yaml():
         ({"num_negatives": -1}, "num_negatives must be >= 0, got -1"),
         ({"num_negatives": 0}, "num_positives=1 with num_negatives=0 makes lists of one document; raise either"),
         ({"num_pairs": 0}, "num_pairs must be >= 1, got 0"),
+        ({"set_size": 1}, "set_size must be at least 2 documents, or 0 for lists as they are; got 1"),
+        ({"set_size": 8, "architecture": "classifier"}, "set_size needs architecture=set"),
         ({"eval_depth": 1}, "eval_depth must be >= 2, got 1"),
         ({"eval_queries": 0}, "eval_queries must be >= 1, got 0"),
         ({"batch_tokens": 0}, "batch_tokens must be >= 1, got 0"),

@@ -68,15 +68,15 @@ def test_a_new_output_layer_at_even_odds_is_told(tiny_model, tiny_collection, ca
     assert not starts_at_even_odds(task.model)
 
 
-def test_a_low_learning_rate_of_a_new_output_layer_is_told(tiny_model, tiny_collection, caplog):
+def test_a_low_learning_rate_of_a_new_output_layer_is_told(tiny_model, tiny_collection, tmp_path, caplog):
     task = task_of(tiny_model, tiny_collection, learning_rate=2e-5)
     assert "learns little in a short training at a learning rate of 2e-05; try --learning-rate 1e-4" in caplog.text
     caplog.clear()
     task_of(tiny_model, tiny_collection, learning_rate=1e-4)
     with torch.no_grad():
         task.model.transformer.classifier.bias += 1
-    task.reranker.save(Path("trained"))
-    task_of("trained", tiny_collection, learning_rate=2e-5)
+    task.reranker.save(tmp_path / "trained")
+    task_of(tmp_path / "trained", tiny_collection, learning_rate=2e-5)
     assert "output layer" not in caplog.text
 
 
@@ -163,6 +163,17 @@ def test_resume_is_exact_with_state_replay_and_other_architectures(run, tmp_path
     run(resume=True, **changes)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+
+
+def test_a_set_encoder_remembers_how_long_its_lists_were(tiny_model, tiny_collection, run, tmp_path):
+    for changes, size in (({}, 5), ({"num_positives": 2}, 6), ({"set_size": 3}, 3), ({"set_size": 0}, None)):
+        task = task_of(tiny_model, tiny_collection, architecture="set", **changes)
+        assert task.model.set_size == size
+    run(architecture="set", max_steps=2, num_negatives=3)
+    found = load_reranker(tmp_path / "run" / "model", precision="fp32", device="cpu")
+    assert found.model.set_size == found.fingerprint()["set_size"] == 4
+    with pytest.raises(InputError, match="set_size needs a model whose documents see each other"):
+        task_of(tiny_model, tiny_collection, set_size=5)
 
 
 def test_resume_goes_on_with_validation(run, tmp_path, monkeypatch):
