@@ -72,7 +72,7 @@ NOTES = (
     "hash; SciFact: 646 training queries and all 300 of test. Every loss divides by a temperature of 1.",
     "Learning rates from 2e-5, 5e-5, 1e-4 and 2e-4 by nDCG@10 on 100 dev queries of pydocs, one seed, for each "
     "pointwise loss, the listwise one and the Set-Encoder; pairwise and poly1 take the listwise one's. No dev query of "
-    "SciFact or MedQuAD was read. 2e-5 was added when point_ce was best at 5e-5, then the lowest rate, before any run "
+    "SciFact or MedQuAD chose one. 2e-5 was added when point_ce was best at 5e-5, then the lowest rate, before any run "
     "for test. bixse was added after runs for test in which point_ce had hardly begun to learn: its new output layer "
     "starts at even odds, that of bixse at the share of relevant documents in its lists.",
     "The Set-Encoder is the second one. The first, without a set_size, was run for test at the listwise rate, MedQuAD "

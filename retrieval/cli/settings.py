@@ -112,6 +112,8 @@ def _checked(parser: argparse.ArgumentParser, action: argparse.Action, value: An
         return value
     if value is None or action.nargs is not None:
         return value
+    if isinstance(value, list) and "," in str(action.metavar):  # a flag of several values between commas
+        value = ",".join(map(str, value))
     if isinstance(value, bool | list):
         wanted = "a number" if action.type in (int, float) else "text; put it in quotes"
         raise InputError(f"setting {action.dest!r} got {value!r}; wanted {wanted}")

@@ -17,6 +17,7 @@ def parser(*, nested: bool = True) -> Parser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--loss", default="infonce")
     made.add_argument("--query-prompt")
+    made.add_argument("--weights", metavar="W,W")
     made.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     made.add_argument("--rows", action="append")
     made.add_argument("--overwrite", action="store_true")
@@ -49,6 +50,11 @@ def test_flag_wins_over_set_over_yaml_over_default(config):
     path = config("learning_rate: 3\nseed: 3\nloss: three\n")
     found = parsed("--config", path, "--set", "seed=2", "--set", "loss=two", "--loss", "one")
     assert (found.learning_rate, found.seed, found.loss, found.precision) == ("3", 2, "one", "fp32")
+
+
+def test_values_between_commas_may_be_a_list(config):
+    assert parsed("--config", config("weights: [0.3, 0.7]\n")).weights == "0.3,0.7"
+    assert parsed("--set", "weights=[0.3, 0.7]").weights == parsed("--weights", "0.3,0.7").weights
 
 
 def test_the_last_of_two_sets_wins():
