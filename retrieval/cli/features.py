@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=int, default=100, help="documents of each query (default: 100)")
     parser.add_argument("--model", metavar="M", help="a dual encoder, for the cosine")
     parser.add_argument("--reranker", metavar="M", help="a cross-encoder, for its score")
-    add_flags(parser, "precision", "device", "overwrite")
+    add_flags(parser, "precision", "device", "overwrite", "on-error")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,11 +65,14 @@ def run(args: argparse.Namespace) -> int:
     answered = {query_id: grades for query_id, grades in qrels.items() if found.get(query_id) and query_id in queries}
     if not answered:
         raise InputError(f"has no query of split {args.split!r} of {collection.name}", path=args.run)
+    listed = {query_id: dict(ranked(found[query_id])[: args.k]) for query_id in answered}
+    best = known_documents(listed, collection.corpus, args.on_error)
+    answered = {query_id: grades for query_id, grades in answered.items() if best.get(query_id)}
+    if not answered:
+        raise InputError(f"has no document of {collection.name}", path=args.run)
     parts = {args.out: answered}
     if args.dev_out is not None:
         parts[args.out], parts[args.dev_out] = carve_dev(answered, queries)
-    best = {query_id: dict(ranked(found[query_id])[: args.k]) for query_id in answered}
-    known_documents(best, collection.corpus)
     extractor = _extractor(args, collection)
     lists = feature_lists(best, extractor, queries, answered, k=args.k)
     for path, chosen in parts.items():

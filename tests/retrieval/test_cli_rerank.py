@@ -211,6 +211,19 @@ def test_features_and_the_ranker_that_is_served_with_them(cli, runs, collection,
     one_error(cli(*served, "--out", "r2.run"), "train.svm.recipe.json: the features were made with 'reranker(model ")
 
 
+def test_features_of_a_run_with_unknown_documents(cli, runs, collection, tmp_path):
+    lines = (runs / "test.run").read_text()
+    (tmp_path / "more.run").write_text(lines.replace("q-saddle-0 Q0 ", "q-saddle-0 Q0 no-"))
+    arguments = ["features", "--run", "more.run", "--data", collection.path, "--split", "test", "--out", "some.svm"]
+    status, _, err = cli(*arguments)
+    assert status == 2
+    assert "which is not in the corpus" in err
+    status, _, err = cli(*arguments, "--on-error", "skip")
+    assert status == 0, err
+    assert "q-saddle-0" not in read_svmlight(Path("some.svm")).query_ids  # all its documents are unknown
+    assert len(read_svmlight(Path("some.svm"))) == 11
+
+
 def test_near_equal_queries_stay_on_one_side(cli, runs, collection):
     """The carving is that of `retrieval.splits`: a query's side follows from its text and its id alone."""
     from retrieval.splits import carve_dev
