@@ -251,6 +251,22 @@ def test_the_table_of_collapsing_networks_is_that_of_the_results():
         assert [cell.strip() for cell in told.split("|")] == numbers
 
 
+def test_the_trials_of_rerankers_are_those_of_the_results():
+    """Of a method that was tried twice, the Set-Encoder, the later ones."""
+    rows = re.findall(r"^\| (`.*?) \|(.*)\|$", PAGES["rerankers.md"].split("## Which architecture")[0], re.MULTILINE)
+    trials = {r["settings"]["method"]: {} for r in records("rerankers") if r["settings"]["stage"] == "dev"}
+    for record in records("rerankers"):
+        own = record["settings"]
+        if own["stage"] == "dev":
+            trials[own["method"]][own["train"]["learning_rate"]] = record["values"]["pydocs"]["mean"]["nDCG@10"]
+    assert len(rows) == len(trials) == 4
+    for (name, told), method in zip(rows, ("pointwise", "bixse", "listwise", "set-encoder"), strict=True):
+        found = [f"{trials[method][rate]:.3f}" for rate in (2e-5, 5e-5, 1e-4, 2e-4)]
+        if method == "set-encoder":
+            found[-1] += f"; 4e-4: {trials[method][4e-4]:.3f}"
+        assert [cell.strip() for cell in told.split("|")] == found, name
+
+
 def reranked(name: str, method: str) -> list[float]:
     """Return nDCG@10 of the finished rerankers of a collection on its own queries."""
     wanted = (name, method)
