@@ -18,7 +18,7 @@ from retrieval.errors import InputError, did_you_mean
 from retrieval.row_formats import WRITERS
 from retrieval.rows import read_rows
 from retrieval.textfiles import decode, numbered_lines, open_bytes, parse_json, publish_lines
-from retrieval.trec import Qrels, Run, check_id, ranked, read_qrels, read_run, write_run
+from retrieval.trec import Qrels, Run, check_id, check_ids, ranked, read_qrels, read_run, write_run
 
 # Kind of file → names of its formats. A name that several kinds have may be followed by the kind: trec-run.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -160,9 +160,7 @@ def _qrels(source: Path, target: Path, read_as: str, write_as: str) -> Conversio
     if write_as == "json":
         publish_lines(target, [json.dumps(qrels, ensure_ascii=False)])
     elif write_as == "trec":
-        for query, doc, _ in pairs:
-            check_id(query, "query id")
-            check_id(doc, "document id")
+        check_ids(qrels)
         publish_lines(target, (f"{query} 0 {doc} {grade}" for query, doc, grade in pairs))
     else:
         for text in (text for query, doc, _ in pairs for text in (query, doc)):

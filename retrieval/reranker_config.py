@@ -64,12 +64,10 @@ class RerankerConfig(LoopConfig):
             raise InputError("num_positives=1 with num_negatives=0 makes lists of one document; raise either")
         if self.set_size == 1:
             raise InputError("set_size must be at least 2 documents, or 0 for lists as they are; got 1")
-        if self.set_size is not None and self.architecture not in ("auto", "set"):
-            raise InputError(
-                f"set_size needs architecture=set, whose documents see each other; got {self.architecture}"
-            )
-        if self.novelty and self.architecture not in ("auto", "set"):
-            raise InputError(f"novelty needs architecture=set, whose documents see each other; got {self.architecture}")
+        for name, is_given in (("novelty", self.novelty), ("set_size", self.set_size is not None)):
+            if is_given and self.architecture not in ("auto", "set"):
+                message = f"{name} needs architecture=set, whose documents see each other; got {self.architecture}"
+                raise InputError(message)
 
     @property
     def reads(self) -> tuple[str, ...]:

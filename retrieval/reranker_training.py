@@ -131,10 +131,9 @@ class RerankerTask(NothingBetweenSteps):
             architecture=config.architecture,
             seed=config.seed,
         )
-        if config.novelty and not self.reranker.reads_lists:
-            raise InputError("novelty needs a model whose documents see each other; give --architecture set")
-        if config.set_size is not None and not self.reranker.reads_lists:
-            raise InputError("set_size needs a model whose documents see each other; give --architecture set")
+        for name, is_given in (("novelty", config.novelty), ("set_size", config.set_size is not None)):
+            if is_given and not self.reranker.reads_lists:
+                raise InputError(f"{name} needs a model whose documents see each other; give --architecture set")
         self.model = self.reranker.model
         self.is_pairwise = self.model.architecture == "pairwise"
         self.ranker: Reranker = PairwiseReranker(self.reranker) if self.is_pairwise else self.reranker

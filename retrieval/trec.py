@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -317,11 +317,11 @@ def check_id(text: Any, what: str) -> None:
         raise InputError(f"{what} {text!r} begins with U+FEFF, which a TREC run cannot carry")
 
 
-def check_ids(run: Run) -> None:
-    """Refuse a run that was read from a file of another tool and could not be written."""
-    for query_id, scores in run.items():
+def check_ids(table: Mapping[str, Iterable[str]]) -> None:
+    """Refuse ids of a run, or of judgements, that a file of another tool can hold and a TREC file cannot."""
+    for query_id, doc_ids in table.items():
         check_id(query_id, "query id")
-        for doc_id in scores:
+        for doc_id in doc_ids:
             check_id(doc_id, "document id")
 
 
