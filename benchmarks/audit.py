@@ -51,6 +51,7 @@ SOURCES = (
     "benchmarks/audit.py",
     "rankers/feature_scorers.py",
     "rankers/lists.py",
+    "rankers/first_token.py",
     "rankers/pair_scorer.py",
     "retrieval/audit_evidence.py",
     "retrieval/auditing.py",

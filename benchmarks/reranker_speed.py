@@ -30,6 +30,7 @@ from retrieval.collection import Collection
 NAME = "reranker_speed"
 SOURCES = (
     *(set(TRAINING) - {"benchmarks/quality.py"}),
+    "rankers/first_token.py",
     "rankers/pair_scorer.py",
     "rankers/set_encoder.py",
     "retrieval/candidate_lists.py",

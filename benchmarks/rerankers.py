@@ -29,6 +29,7 @@ SOURCES = (
     *candidate_pools.SOURCES,
     "benchmarks/rerankers.py",
     "rankers/lists.py",
+    "rankers/first_token.py",
     "rankers/pair_scorer.py",
     "rankers/random_state.py",
     "rankers/set_encoder.py",

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from rankers.first_token import compute_first_token_only
+
 POOLING = ("first", "mean")
 
 Features = Mapping[str, Tensor]  # "input_ids", "attention_mask" and perhaps "token_type_ids", each (n, tokens)
@@ -146,7 +148,10 @@ class EncoderDecoderScorer(PairScorer):
 
 
 def check_classifier(transformer: Any) -> None:
-    """Refuse a sequence classifier whose logits are no score (ValueError), and have its output layer in float32."""
+    """Refuse a sequence classifier whose logits are no score (ValueError), and have it compute what scores need.
+
+    That is an output layer in float32, and of the last layer the first token alone.
+    """
     labels = transformer.config.num_labels
     if labels not in (1, 2):
         raise ValueError(f"the classifier has {labels} labels; wanted 1 (a score) or 2 (irrelevant, relevant)")
@@ -155,6 +160,7 @@ def check_classifier(transformer: Any) -> None:
     if not layers or layers[-1].out_features != labels:
         raise ValueError(f"{type(transformer).__name__} does not end in a linear layer with {labels} outputs")
     _compute_in_float32(layers[-1])
+    compute_first_token_only(transformer)
 
 
 def difference(logits: Tensor) -> Tensor:

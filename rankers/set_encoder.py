@@ -28,12 +28,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from rankers.first_token import BERT_TYPES
 from rankers.lists import valid_entries
 from rankers.pair_scorer import Features, PairScorer, check_classifier, difference
 
 INTERACTION_INDEX = 1  # where [INT] stands in a sequence
-# Learned positions, keys without rotation, one full attention in every layer, and arguments that reach it.
-MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 _PREFIX = "rankwright_set_"
 
 
@@ -88,8 +87,8 @@ class SetScorer(PairScorer):
         self.set_size = set_size
         check_classifier(transformer)
         kind = transformer.config.model_type
-        if kind not in MODEL_TYPES:
-            raise ValueError(f"a Set-Encoder needs an encoder of type {', '.join(MODEL_TYPES)}; this one is {kind}")
+        if kind not in BERT_TYPES:
+            raise ValueError(f"a Set-Encoder needs an encoder of type {', '.join(BERT_TYPES)}; this one is {kind}")
         self.use_attention(attention)
 
     def settings(self) -> dict[str, Any]:
@@ -139,15 +138,15 @@ def sharing_attention(attention: Callable[..., Any]) -> Callable[..., Any]:
 
     def extended(
         module: torch.nn.Module,
-        query: Tensor,  # (n, heads, tokens, head_dim), as key and value
+        query: Tensor,  # (n, heads, tokens, head_dim), as key and value; one token in the last layer
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,  # (n, 1, tokens, tokens), added to the logits
+        attention_mask: Tensor | None,  # (n, 1, query's tokens, tokens), added to the logits
         interaction: Interaction | None = None,
         **kwargs: Any,
     ) -> Any:
         if interaction is not None:
-            attention_mask = _extended_mask(attention_mask, query, interaction)
+            attention_mask = _extended_mask(attention_mask, key, interaction)
             key, value = (_with_others(states, interaction.others) for states in (key, value))
         return attention(module, query, key, value, attention_mask, **kwargs)
 
@@ -161,12 +160,12 @@ def _with_others(states: Tensor, others: Tensor) -> Tensor:
     return torch.cat([states, shared.transpose(1, 2)], dim=2)
 
 
-def _extended_mask(mask: Tensor | None, query: Tensor, interaction: Interaction) -> Tensor:
+def _extended_mask(mask: Tensor | None, key: Tensor, interaction: Interaction) -> Tensor:
     """Return the (n, 1, 1, tokens + longest list) mask; all rows of a mask over padding alone are equal."""
-    n, _, tokens, _ = query.shape
-    own = query.new_zeros((n, 1, 1, tokens)) if mask is None else mask[:, :, :1].to(query.dtype)
-    lowest = torch.finfo(query.dtype).min
-    offsets = interaction.offsets.to(query.dtype)[:, None].expand(interaction.where.shape)
+    n, _, tokens, _ = key.shape
+    own = key.new_zeros((n, 1, 1, tokens)) if mask is None else mask[:, :, :1].to(key.dtype)
+    lowest = torch.finfo(key.dtype).min
+    offsets = interaction.offsets.to(key.dtype)[:, None].expand(interaction.where.shape)
     others = offsets.masked_fill(~interaction.where, lowest)[:, None, None]
     return torch.cat([own, others], dim=3)
 

@@ -40,7 +40,7 @@ def test_one_label_is_the_score(kind):
     with torch.no_grad():
         expected = model(**features).logits[:, 0]
         found = ClassifierScorer(model)(features)
-    assert found.tolist() == expected.tolist()
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_of_two_labels_the_score_is_the_difference():
@@ -49,7 +49,7 @@ def test_of_two_labels_the_score_is_the_difference():
     with torch.no_grad():
         logits = model(**features).logits
         found = ClassifierScorer(model)(features)
-    assert found.tolist() == (logits[:, 1] - logits[:, 0]).tolist()
+    assert found.tolist() == pytest.approx((logits[:, 1] - logits[:, 0]).tolist(), abs=1e-5)
     assert torch.sigmoid(found).tolist() == pytest.approx(logits.softmax(dim=1)[:, 1].tolist())
 
 
