@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retrieval.freed_memory import give_back_freed_memory
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,6 +19,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def forget_peak(device: torch.device | None = None) -> None:
     """Let the peaks begin anew from what is held now; where the system cannot, they stay those of the process."""
+    give_back_freed_memory()
     with suppress(OSError), _CLEAR.open("w") as file:
         file.write("5")  # Linux: resets VmHWM
     if device is not None and device.type == "cuda":

@@ -19,6 +19,7 @@ from typing import NoReturn
 from retrieval.cli.flags import add_settings_flags
 from retrieval.cli.settings import apply_settings
 from retrieval.errors import InputError, did_you_mean
+from retrieval.freed_memory import keep_freed_memory
 from retrieval.progress import set_quiet
 
 # verb → what it does; the module is retrieval.cli.<verb>, dashes as underscores, imported only when the verb is used.
@@ -116,6 +117,7 @@ def _run_verb(verb: str, rest: list[str]) -> int:
     parser.add_argument("--version", action="version", version=f"rankwright {installed_version()}")
     args = apply_settings(parser, rest)
     set_up_output(quiet=args.quiet)
+    keep_freed_memory()
     status: int = module.run(args)
     return status
 
