@@ -9,7 +9,8 @@ for the test queries, once.
 Chosen on pydocs' dev with one seed, two trials of each method: the learning rate by random batches, then each other
 method's own setting at that rate; all is carried over to MedQuAD.
 
-About 5 hours on two cores with bf16.
+About 5 hours on two cores with bf16; two runs side by side (`--jobs 2`) end sooner. All runs must have the same number
+of threads: the table refuses seconds of different ones.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ METHODS = ("random", "cluster", "proxy", "mined", "refreshed")
 # "branch": the proxies' branch and loss, and random batches
 COLLECTIONS = {
     ("medquad", 64): (*METHODS, "branch"),
-    ("medquad", 16): ("random", "proxy", "refreshed"),
     ("pydocs", 32): METHODS,
+    ("medquad", 16): ("random", "proxy", "refreshed"),
 }
 TRIED_ON = ("pydocs", 32)
 LEARNING_RATES = (2e-5, 5e-5)
@@ -237,7 +238,8 @@ def _mined(settings: Settings, place: Path, folder: Path) -> tuple[Path, float]:
 def table(options: Options, results: Results) -> str:
     """Return a table of test, the points on dev, and what of the gain at which cost, for each collection and batch."""
     planned = plan(options, results)
-    found = [(cell.settings, values) for cell in planned.cells if (values := results.values(NAME, cell)) is not None]
+    records = [(cell, record) for cell in planned.cells if (record := results.find(NAME, cell)) is not None]
+    found = [(cell.settings, record["values"]) for cell, record in records]
     shown = []
     for (name, size), methods in COLLECTIONS.items():
         mine = {
@@ -259,10 +261,22 @@ def table(options: Options, results: Results) -> str:
         title="Hard batches by global proxies, beside mined negatives",
         command="python -m benchmarks hard_batches",
         tables=shown,
-        notes=NOTES,
-        missing=sum(results.values(NAME, cell) is None for cell in planned.cells),
+        notes=[*NOTES, *_threads([record for cell, record in records if cell.settings["stage"] == "test"])],
+        missing=len(planned.cells) - len(records),
         waiting=planned.waiting,
     )
+
+
+def _threads(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Say with how many threads the runs for test were timed, which must be one number (ValueError)."""
+    threads = sorted({record["machine"]["threads"] for record in records})
+    if len(threads) > 1:
+        raise ValueError(f"runs with {threads} threads; their seconds are not comparable: run all with the same --jobs")
+    if not records:
+        return []
+    beside = records[0]["machine"]["cores"] // threads[0]
+    also = f", {beside} runs side by side" if beside > 1 else ""
+    return [f"Seconds are those of {threads[0]} thread{'s' * (threads[0] > 1)} a run{also}."]
 
 
 def _shown(method: str, found: Sequence[tuple[Settings, Values]]) -> str:
@@ -334,6 +348,4 @@ def _trials_table(found: Sequence[tuple[Settings, Values]]) -> str:
     return tables.markdown(["pydocs, trials on dev", "settings", "nDCG@10 at the last point"], body) if body else ""
 
 
-EXPERIMENT = Experiment(
-    name=NAME, module="benchmarks.hard_batches", prepare=prepare, plan=plan, work=work, table=table, alone=True
-)
+EXPERIMENT = Experiment(name=NAME, module="benchmarks.hard_batches", prepare=prepare, plan=plan, work=work, table=table)

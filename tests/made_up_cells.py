@@ -2,7 +2,7 @@
 
 from benchmarks import ltr, mining_speed, reranker_speed, rerankers, speed
 
-MACHINE = {"cpu": "a processor", "cores": 2, "bf16": ["amx_bf16"], "load": 0.5}
+MACHINE = {"cpu": "a processor", "cores": 2, "bf16": ["amx_bf16"], "load": 0.5, "threads": 1}
 
 
 def measured(value=0.5):

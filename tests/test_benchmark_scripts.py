@@ -14,6 +14,7 @@ from made_up_cells import MACHINE, MADE_UP
 from benchmarks import (
     cystic_fibrosis,
     data,
+    hard_batches,
     medquad,
     pydocs,
     quality,
@@ -355,3 +356,11 @@ def test_torch_dropout_is_put_in_place_and_taken_back():
         with training.use_fast_dropout(SimpleNamespace()):
             pass
     assert (attention.fast_dropout, training.use_fast_dropout) == before
+
+
+def test_seconds_of_different_numbers_of_threads_are_not_compared():
+    records = [{"machine": {**MACHINE, "threads": threads}} for threads in (2, 1)]
+    assert hard_batches._threads(records[:1]) == ["Seconds are those of 2 threads a run."]
+    assert hard_batches._threads(records[1:]) == ["Seconds are those of 1 thread a run, 2 runs side by side."]
+    with pytest.raises(ValueError, match=r"runs with \[1, 2\] threads"):
+        hard_batches._threads(records)
