@@ -101,12 +101,6 @@ def _begun(config: RerankerConfig, loss: RankingLoss | LossSum) -> tuple[Reranke
     return task, task.fingerprints()
 
 
-def starts_at_even_odds(model: torch.nn.Module) -> bool:
-    """Whether the output layer is a new one of one score, whose offset is still 0."""
-    heads = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1]
-    return bool(heads) and not any(head.bias is None or bool(head.bias.any()) for head in heads)
-
-
 class RerankerTask(NothingBetweenSteps):
     """A reranker and the data that it is trained and validated on.
 
@@ -160,7 +154,7 @@ class RerankerTask(NothingBetweenSteps):
         self.pool.check(self.batcher.query_number, config.run)
         if self.batcher.dropped:
             logger.info("%d training rows have no positive of the loss's grade and are left out", self.batcher.dropped)
-        if starts_at_even_odds(self.model):
+        if self.reranker.has_new_output:
             self._warn_of_a_new_output_layer()
         if isinstance(loss, LossSum):
             loss.max_grade = self.data.max_grade
