@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import sys
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Encoders built as BERT is: learned positions, keys without rotation, one full attention in every layer, arguments that
 # reach it, and classifiers that read the state of the first token.
