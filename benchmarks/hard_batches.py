@@ -29,6 +29,7 @@ from indexes.storage import write_lines
 from retrieval.collection import Collection
 from retrieval.embedding_store import EmbeddingStore
 from retrieval.encoder import Encoder
+from retrieval.errors import InputError
 from retrieval.mining import mine
 from retrieval.negatives import NegativeRules, parse_range
 from retrieval.search import Searcher, build_index
@@ -268,10 +269,10 @@ def table(options: Options, results: Results) -> str:
 
 
 def _threads(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Say with how many threads the runs for test were timed, which must be one number (ValueError)."""
+    """Say with how many threads the runs for test were timed, which must be one number (InputError)."""
     threads = sorted({record["machine"]["threads"] for record in records})
     if len(threads) > 1:
-        raise ValueError(f"runs with {threads} threads; their seconds are not comparable: run all with the same --jobs")
+        raise InputError(f"runs with {threads} threads; their seconds are not comparable: run all with the same --jobs")
     if not records:
         return []
     beside = records[0]["machine"]["cores"] // threads[0]

@@ -362,5 +362,5 @@ def test_seconds_of_different_numbers_of_threads_are_not_compared():
     records = [{"machine": {**MACHINE, "threads": threads}} for threads in (2, 1)]
     assert hard_batches._threads(records[:1]) == ["Seconds are those of 2 threads a run."]
     assert hard_batches._threads(records[1:]) == ["Seconds are those of 1 thread a run, 2 runs side by side."]
-    with pytest.raises(ValueError, match=r"runs with \[1, 2\] threads"):
+    with pytest.raises(InputError, match=r"runs with \[1, 2\] threads"):
         hard_batches._threads(records)
