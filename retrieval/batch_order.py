@@ -80,9 +80,10 @@ class ProxyOrder:
 
     An anchor is drawn at random among the rows that no batch has yet; its batch is filled with the next row of each of
     the groups nearest to the anchor's that have rows left, one row of a group. Where too few are found, the next rows
-    of the random order fill the batch, as far as these hold other groups. Towards the end of the drawing what is left
-    lies far apart, and batches are like random ones; they are therefore spread over the epoch by shuffling the batches.
-    Where all proxies are alike, batches are random.
+    of the random order fill the batch, as far as these hold other groups. A group with as many rows as there are
+    batches has its share in every one, as in random batches. Towards the end of the drawing what is left lies far
+    apart, and batches are like random ones; they are therefore spread over the epoch by shuffling the batches. Where
+    all proxies are alike, batches are random.
 
     Args:
         groups: (rows,) the group of each row.
@@ -190,13 +191,13 @@ def draw_near(
     *,
     exact: int = EXACT,
 ) -> list[Numbers]:
-    """Draw batches: of each an anchor, rows of the groups nearest to it, and rows at random.
+    """Draw batches: of each the rows of large groups that are due, an anchor, rows of groups near to it, and at random.
 
     Args:
         proxies: (groups, dim), compared by inner product.
         groups: (rows,) the group of each row.
-        sizes: rows of each batch, together all rows.
-        near: how many of them, beside the anchor, are drawn by nearness.
+        sizes: rows of each batch, together all rows; equal ones, but for a shorter last one.
+        near: how many of them, beside the anchor, are drawn by nearness, as far as there is room for them.
         random: of the draws.
         exact: groups up to which the neighbours are exact.
 
@@ -204,13 +205,14 @@ def draw_near(
     rows = _UnusedRows(groups, len(proxies), random)
     neighbours = _Neighbours(proxies, rows, exact)
     batches: list[Numbers] = []
-    for size, wanted in zip(sizes, near, strict=True):
+    for number, (size, wanted) in enumerate(zip(sizes, near, strict=True)):
         rows.begin()
-        (anchor,) = rows.take_next(1)
-        parts = [np.array([anchor], dtype=np.int64)]
-        if wanted:
+        due = rows.take_due(len(sizes) - number)
+        anchor = rows.take_next(min(1, size - len(due)))
+        parts = [due, np.array(anchor, dtype=np.int64)]
+        if wanted := min(wanted, size - len(due) - len(anchor)):
             ahead = _WAVE // (size - wanted)  # of the next rows most are not anchors but drawn at random
-            parts.append(rows.take_of(neighbours.nearest(int(groups[anchor]), wanted, ahead)))
+            parts.append(rows.take_of(neighbours.nearest(int(groups[anchor[0]]), wanted, ahead)))
         parts.append(np.array(rows.take_next(size - sum(map(len, parts))), dtype=np.int64))
         batches.append(np.concatenate(parts))
     return batches
@@ -226,6 +228,8 @@ class _UnusedRows:
         sizes = np.bincount(groups, minlength=count)
         self._next = np.cumsum(sizes) - sizes  # place in _by_group of a group's next row
         self.left = sizes
+        self._largest = np.argsort(-sizes, kind="stable")
+        self._sizes = -sizes[self._largest]  # negative, so that they ascend
         self._is_used = np.zeros(len(groups), dtype=np.bool_)
         self._cursor = 0  # all before it, in the order, are used
         self._in_batch = np.full(count, -1, dtype=np.int64)
@@ -248,6 +252,17 @@ class _UnusedRows:
         self._in_batch[groups] = self._batch
         self._is_used[rows] = True
         return rows
+
+    def take_due(self, batches: int) -> Numbers:
+        """Use rows of the groups that have as many left as there are batches, or more: each batch gets its share.
+
+        Otherwise they would be left for the end, and meet only themselves. The last batch takes what is left anyway.
+        """
+        count = np.searchsorted(self._sizes, -batches, side="right") if batches > 1 else 0
+        large = self._largest[:count]
+        each = self.left[large] // batches
+        rounds = (self.take_of(large[each > number]) for number in range(each.max(initial=0)))
+        return np.concatenate([self.order[:0], *rounds])
 
     def take_next(self, count: int) -> list[int]:
         """Use the next rows in the random order, of groups that are not in the batch as far as the next ones are."""

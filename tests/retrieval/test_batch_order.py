@@ -97,16 +97,29 @@ def test_a_share_of_a_batch_is_drawn_from_anywhere():
 def by_hand(proxies, groups, sizes, near, random):
     """The same drawing, one comparison after the other."""
     queue = random.permutation(len(groups)).tolist()
+    largest = sorted(set(groups.tolist()), key=lambda g: (-int((groups == g).sum()), g))
     batches = []
-    for size, wanted in zip(sizes, near, strict=True):
-        batch = [queue.pop(0)]
-        anchor, met = groups[batch[0]], {groups[batch[0]]}
-        left = sorted({groups[row] for row in queue} - met, key=lambda g: (-float(proxies[g] @ proxies[anchor]), g))
-        for group in left[:wanted]:
-            row = next(row for row in queue if groups[row] == group)
-            queue.remove(row)
-            batch.append(row)
-            met.add(group)
+
+    def take(group):
+        row = next(row for row in queue if groups[row] == group)
+        queue.remove(row)
+        batch.append(row)
+        met.add(group)
+
+    for number, (size, wanted) in enumerate(zip(sizes, near, strict=True)):
+        batch, met, to_come = [], set(), len(sizes) - number
+        if to_come > 1:
+            due = {g: sum(groups[row] == g for row in queue) // to_come for g in largest}
+            for turn in range(max(due.values())):
+                for group in largest:
+                    if due[group] > turn:
+                        take(group)
+        if len(batch) < size:
+            anchor = groups[next((row for row in queue if groups[row] not in met), queue[0])]
+            take(anchor)
+            left = sorted({groups[row] for row in queue} - met, key=lambda g: (-float(proxies[g] @ proxies[anchor]), g))
+            for group in left[: min(wanted, size - len(batch))]:
+                take(group)
         for row in list(queue):  # then by chance, of groups that are not in the batch
             if len(batch) < size and groups[row] not in met:
                 queue.remove(row)
@@ -168,16 +181,24 @@ def test_hardness_is_the_share_of_a_batch_that_is_near():
     assert means[0] < 0.1 < means[1] < means[2]
 
 
-def test_a_group_has_one_row_in_a_batch_while_others_are_left():
-    """Of a label with as many rows as all others together a batch holds one, until only they are left."""
-    groups = np.array([0] * 40 + list(range(1, 41)))
-    vectors, _ = clustered(41)
+def test_a_group_has_one_row_in_a_batch_where_it_has_fewer_than_there_are_batches():
+    groups = np.array([0] * 9 + list(range(1, 72)))
+    vectors, _ = clustered(72)
     batches = ProxyOrder(groups, lambda: vectors, 8, lambda epoch: 1.0, 0).drawn(1)
+    assert all(len(set(groups[batch].tolist())) == 8 for batch in batches)
+
+
+@given(st.integers(1, 80), st.integers(1, 12), st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 5))
+def test_a_large_group_has_its_share_in_every_batch(rows, others, size, hardness, seed):
+    """None is left for the end, where its rows would be each other's batch."""
+    groups = np.array([0] * rows + list(range(1, others + 1)))
+    vectors, _ = clustered(others + 1)
+    batches = ProxyOrder(groups, lambda: vectors, size, lambda epoch: hardness, seed).drawn(1)
     counts = [int((groups[batch] == 0).sum()) for batch in batches]
-    first_full = next(i for i, count in enumerate(counts) if count > 1)
-    assert all(count <= 1 for count in counts[:first_full])
-    assert counts[-1] == 8
-    assert all(len(set(groups[batch].tolist())) == 8 for batch in batches[:first_full])
+    full = counts[:-1] if len(batches[-1]) < size else counts
+    assert sum(counts) == rows
+    if rows >= len(batches) and full:
+        assert min(full) >= rows // len(batches)
 
 
 def test_above_the_limit_an_ivf_finds_nearly_the_same_neighbours():
@@ -219,11 +240,10 @@ def test_proxies_that_are_all_alike_make_random_batches(caplog):
         assert "the proxies of all groups are alike" in caplog.text
 
 
-def test_a_very_large_group_is_spread_as_far_as_the_next_rows_allow():
-    """5,000 rows of one label beside 400 single ones: no row is lost, and half of the way single ones are left."""
+def test_a_very_large_group_is_spread_over_the_epoch():
+    """5,000 rows of one label beside 400 single ones, which all find a place beside it."""
     groups = np.array([0] * 5_000 + list(range(1, 401)))
     vectors, _ = clustered(401)
     batches = ProxyOrder(groups, lambda: vectors, 8, lambda epoch: 0.0, 0).drawn(1)
     assert sorted(np.concatenate(batches).tolist()) == list(range(5_400))
-    half = np.concatenate(batches[: len(batches) // 2])
-    assert (groups[half] > 0).sum() > 100
+    assert {int((groups[batch] > 0).sum()) for batch in batches} == {0, 1}
