@@ -39,6 +39,7 @@ ENCODING = (
     "indexes/neighbors.py",
     "retrieval/attention.py",
     "retrieval/encoder.py",
+    "retrieval/first_tokens.py",
     "retrieval/models.py",
     "retrieval/precision.py",
     "retrieval/search.py",

@@ -1,7 +1,8 @@
 """Texts in, float32 embeddings out: the one way in which queries and documents become vectors.
 
-Speed comes from three things that change nothing: texts are sorted by length and batched by a budget of tokens,
-the next block is tokenised while this one is computed, and the transformer runs in bf16 where the silicon has it.
+Speed comes from four things that change nothing: texts are sorted by length and batched by a budget of tokens, of long
+ones only what is read is tokenised, the next block while this one is computed, and the transformer runs in bf16 where
+the silicon has it.
 Pooling, everything after it, and the vectors are float32 (cosine to fp32 >= 0.9998 for MiniLM-L6).
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import InputError
+from retrieval.first_tokens import first_tokens
 from retrieval.models import load_model, resolve_model, save_model, weights_sha256
 from retrieval.precision import resolve_device, resolve_precision
 from retrieval.progress import progress
@@ -205,20 +207,11 @@ class Encoder:
         A text without any token (an empty one, for some tokenizers) becomes one padding token.
         """
         prompted = [side.prompt + text for text in texts] if side.prompt else list(texts)
-        if not prompted:
-            return []
         if self._is_static:
             encodings = self.model.tokenizer.encode_batch(prompted, add_special_tokens=False)
             return [encoding.ids[: side.max_length] for encoding in encodings]
         with self._tokenizing:
-            ids: list[list[int]] = self.model.tokenizer(
-                prompted,
-                truncation=side.max_length is not None,
-                max_length=side.max_length,
-                padding=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )["input_ids"]
+            ids = first_tokens(self.model.tokenizer, prompted, side.max_length)
             filler = [self.model.tokenizer.pad_token_id or 0]
         return [row or filler for row in ids]
 
