@@ -1,5 +1,6 @@
 """Where models are found, how they are loaded, hashed and saved."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -287,3 +288,24 @@ def test_saving_never_writes_over_a_model(tiny_model, folder):
     with pytest.raises(ValueError, match="exists already"):
         save_model(load_model(tiny_model, CPU), folder, card="")
     assert sorted((path.name, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+
+
+def test_the_hash_is_that_of_shapes_and_bytes():
+    """By the plain formula, for every layout of a tensor: an index that was built long ago must still be known."""
+    model = torch.nn.Module()
+    tensors = [torch.arange(6.0).reshape(2, 3), torch.arange(6.0).reshape(2, 3).T, torch.tensor(0.5), torch.empty(0, 3)]
+    for number, tensor in enumerate(tensors):
+        model.register_buffer(f"t{number}", tensor)
+    model.register_buffer("positions", torch.arange(4))  # no weight
+
+    class Tokenizer:
+        def get_vocab(self):
+            return {"b": 1, "a": 0}
+
+        def __call__(self, text, verbose):
+            return {"input_ids": [1, 0]}
+
+    hashes = [hashlib.sha256(f"{tuple(t.shape)}".encode() + t.numpy().tobytes()).hexdigest() for t in tensors]
+    known = [[["a", 0], ["b", 1]], [], [1, 0]]
+    expected = hashlib.sha256(json.dumps([sorted(hashes), known]).encode()).hexdigest()
+    assert weights_sha256(model, Tokenizer()) == expected
