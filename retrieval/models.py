@@ -277,7 +277,7 @@ def weights_sha256(model: torch.nn.Module, tokenizer: Any) -> str:
 
 def _tensor_sha256(tensor: torch.Tensor) -> str:
     found = hashlib.sha256(f"{tuple(tensor.shape)}".encode())
-    found.update(np.ascontiguousarray(tensor.numpy()))  # without a copy, where there are megabytes
+    found.update(np.ascontiguousarray(tensor.numpy()).data)  # without a copy, where there are megabytes
     return found.hexdigest()
 
 
