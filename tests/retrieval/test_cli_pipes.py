@@ -98,7 +98,8 @@ def test_progress_is_for_terminals_only(tiny_collection):
 
 
 SLOW_ENCODE = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 sys.path.insert(0, {tests!r})
 from retrieval import embeddings, encoder
 from retrieval.cli import main
